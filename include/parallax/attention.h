@@ -1,0 +1,116 @@
+// The public functions: Parallax attention forward, backward, decode, and the merge of partial
+// results.
+//
+// For query i, with the sums over the keys j visible to it:
+//   s_ij = softmax_scale * q_i.k_j     p_ij = softmax_j(s_ij)
+//   t_ij = r_i.k_j                     (the covariance score; it has no scale)
+//   out_i         = sum_j p_ij (1 + t_mean_i - t_ij) v_j = E_p[v] - Cov_p(v, k) r_i
+//   out_softmax_i = sum_j p_ij v_j     t_mean_i = sum_j p_ij t_ij     lse_i = log sum_j exp(s_ij)
+// Equation 8 of arXiv 2605.29157; docs/math.md derives all of it.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+
+#include "parallax/tensor.h"
+
+namespace parallax {
+
+/// kCausal is end-aligned: query i of Tq sees the keys j <= i + Tk - Tq. kFull sees all keys.
+enum class Mask : uint8_t { kFull, kCausal };
+
+struct AttentionOptions {
+  /// Multiplies q.k only; D^-1/2 when absent.
+  std::optional<float> softmax_scale{};
+  Mask mask = Mask::kCausal;
+  /// Keeps exactly the `window` newest visible keys, i + Tk - Tq - window + 1 .. i + Tk - Tq.
+  /// Needs kCausal; at least 1; all visible keys when absent.
+  std::optional<int64_t> window{};
+};
+
+/// Arguments of attention_forward().
+///   q, r  [B, Tq, Hq, D]     float32 | bfloat16 | float16 | float64, innermost stride 1
+///   k, v  [B, Tk, Hkv, D]    same dtype; Hq % Hkv == 0; query head h reads key head h / (Hq / Hkv)
+///   out, out_softmax         shape and dtype of q, innermost stride 1
+///   lse, t_mean              [B, Hq, Tq] float32 (float64 for float64 inputs), natural log
+/// Packed variable length: q, r [total_q, Hq, D], k, v [total_k, Hkv, D], lse, t_mean [Hq,
+/// total_q], and cu_seqlens_q, cu_seqlens_k int32 [N + 1], contiguous, non-decreasing from 0 to the
+/// total; a zero-length sequence is allowed. 1 <= D <= 256. Strides count elements; any batch,
+/// token and head stride is allowed for inputs. Outputs must not overlap each other or any input.
+/// A query without visible keys gives out = out_softmax = 0, lse = -inf, t_mean = 0.
+/// out_softmax, lse and t_mean may be left undefined (inference); out is required.
+struct ForwardArgs {
+  ConstTensorView q{}, r{}, k{}, v{};
+  ConstTensorView cu_seqlens_q{}, cu_seqlens_k{};
+  AttentionOptions options{};
+  TensorView out{}, out_softmax{}, lse{}, t_mean{};
+};
+
+/// Arguments of attention_backward(): the inputs of the forward call, what it returned, the
+/// gradient of `out`, and where the gradients go.
+///   d_out, out, out_softmax  shape and dtype of q        dq, dr  shape and dtype of q
+///   lse, t_mean              as in ForwardArgs           dk, dv  shape and dtype of k
+/// With g_ij = d_out_i.v_j, gbar_i = d_out_i.out_softmax_i, tau_i = d_out_i.out_i:
+///   ds_ij = p (1 + t_mean - t)(g - gbar) + p (gbar - tau)     dt_ij = -p (g - gbar)
+///   dq_i = scale sum_j ds k_j     dk_j = sum_i (scale ds q_i + dt r_i)
+///   dr_i = sum_j dt k_j           dv_j = sum_i p (1 + t_mean - t) d_out_i
+/// `deterministic` asks for a bitwise repeatable result; the CPU backends always give one.
+struct BackwardArgs {
+  ConstTensorView d_out{};
+  ConstTensorView q{}, r{}, k{}, v{};
+  ConstTensorView out{}, out_softmax{}, lse{}, t_mean{};
+  ConstTensorView cu_seqlens_q{}, cu_seqlens_k{};
+  AttentionOptions options{};
+  bool deterministic = true;
+  TensorView dq{}, dr{}, dk{}, dv{};
+};
+
+/// Arguments of decode(): new query tokens against a key-value cache that already holds their keys.
+///   q, r              [B, Tq, Hq, D], or packed [total_q, Hq, D] with cu_seqlens_q int32 [B + 1]
+///   k_cache, v_cache  [B, capacity, Hkv, D], or paged [num_pages, page_size, Hkv, D] with
+///   page_table page_table        int32 [B, max_pages]; entries past a sequence's last page are
+///   never read cache_seqlens     int32 [B]: valid keys end here (default: the capacity)
+///   cache_starts      int32 [B]: valid keys begin here (default: 0), for left padding
+///   k_scale, v_scale  for quantised caches: not built yet, must be undefined
+///   out, out_softmax, lse, t_mean  as in ForwardArgs, the last three optional
+/// The query tokens of a sequence are its newest: the last one sits at key cache_seqlens - 1, and
+/// they are causal among themselves. Any number of query tokens is allowed, so chunked prefill is
+/// this call with cu_seqlens_q. Cache memory outside [cache_starts, cache_seqlens) is not read into
+/// the result and may hold NaN. options.mask must be kCausal.
+/// `batch_invariant` asks that a sequence's result have the same bits whatever else is in the
+/// batch; the CPU backends always give that.
+struct DecodeArgs {
+  ConstTensorView q{}, r{};
+  ConstTensorView k_cache{}, v_cache{};
+  ConstTensorView cache_starts{}, cache_seqlens{}, cu_seqlens_q{}, page_table{};
+  ConstTensorView k_scale{}, v_scale{};
+  AttentionOptions options{};
+  bool batch_invariant = false;
+  TensorView out{}, out_softmax{}, lse{}, t_mean{};
+};
+
+/// One partial result over a subset of the keys, as attention_forward() and decode() return it.
+struct PartialState {
+  ConstTensorView out{}, out_softmax{}, lse{}, t_mean{};
+};
+
+/// Arguments of merge_states(): partial results of the same queries over disjoint sets of keys give
+/// the result over their union. All partials and outputs have the shapes of ForwardArgs' outputs.
+/// Weights w_s = exp(lse_s - lse); E_s[t v] = (1 + t_mean_s) out_softmax_s - out_s.
+struct MergeArgs {
+  std::span<const PartialState> partials{};
+  TensorView out{}, out_softmax{}, lse{}, t_mean{};
+};
+
+/// Each function checks its arguments, picks the first backend that supports them (backend.h;
+/// PLX_BACKEND forces one), and computes. Writes the output views and nothing else. Synchronous on
+/// the CPU. Bitwise repeatable, and the same for any number of threads. Throws parallax::Error if
+/// an argument is not allowed or no backend supports the case; then no output has been touched.
+void attention_forward(const ForwardArgs& args);
+void attention_backward(const BackwardArgs& args);
+void decode(const DecodeArgs& args);
+void merge_states(const MergeArgs& args);
+
+}  // namespace parallax

@@ -1,0 +1,53 @@
+// Files that appear whole or not at all.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstddef>
+#include <filesystem>
+#include <string>
+#include <string_view>
+
+namespace parallax::io {
+
+/// Writes to a temporary name beside `path`; commit() flushes to disk and renames. Without commit()
+/// nothing of it is left. Every failure (no space, read-only folder) is an Error that names the
+/// path and the system's reason.
+class AtomicFile {
+ public:
+  explicit AtomicFile(std::filesystem::path path);
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  void write(const void* data, size_t num_bytes);
+  void write(std::string_view text) { write(text.data(), text.size()); }
+  void commit();
+
+ private:
+  std::filesystem::path path_, temporary_path_;
+  int descriptor_ = -1;
+};
+
+/// AtomicFile in one call.
+void write_file(const std::filesystem::path& path, std::string_view contents);
+/// The whole file; an Error that names the path and the reason if it cannot be read.
+std::string read_file(const std::filesystem::path& path);
+
+/// A folder that appears whole: fill staging(), then commit() flushes and renames it to `path`,
+/// replacing what stood there. Without commit() the staging folder is removed.
+class AtomicFolder {
+ public:
+  explicit AtomicFolder(std::filesystem::path path);
+  ~AtomicFolder();
+  AtomicFolder(const AtomicFolder&) = delete;
+  AtomicFolder& operator=(const AtomicFolder&) = delete;
+
+  const std::filesystem::path& staging() const { return staging_path_; }
+  void commit();
+
+ private:
+  std::filesystem::path path_, staging_path_;
+  bool committed_ = false;
+};
+
+}  // namespace parallax::io

@@ -1,0 +1,61 @@
+// The decoder: embedding, layers of token mixer and SwiGLU, final norm, head. Qwen3 exactly, with
+// the token mixer chosen per layer.
+//
+// Legend: B sequences, T tokens each, N packed tokens, C hidden size, V vocabulary.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "nn/config.h"
+#include "nn/mixer.h"
+
+namespace parallax::nn {
+
+/// The caches of all layers, and how many tokens of each sequence they hold.
+struct DecoderCache {
+  std::vector<std::unique_ptr<MixerCache>> layers;
+  int64_t capacity = 0;
+  std::vector<int64_t> num_tokens;  ///< per sequence
+  int64_t bytes() const;
+};
+
+/// Parameter names are Hugging Face's: model.embed_tokens.weight,
+/// model.layers.0.self_attn.q_proj...
+class DecoderImpl : public torch::nn::Module {
+ public:
+  /// Parameters are float32 and initialised normal(0, initializer_range); norm gains 1.
+  explicit DecoderImpl(const ModelConfig& config);
+
+  /// Final-norm hidden states [B, T, C] of tokens int64 [B, T]; every sequence starts at position
+  /// 0.
+  torch::Tensor hidden(const torch::Tensor& tokens_BT);
+  /// Logits [.., V] of hidden states [.., C].
+  torch::Tensor logits(const torch::Tensor& hidden);
+  torch::Tensor forward(const torch::Tensor& tokens_BT) { return logits(hidden(tokens_BT)); }
+
+  DecoderCache make_cache(int64_t batch_size, int64_t capacity) const;
+  /// Hidden states [N, C] of new tokens: sequence b gets the next num_new_tokens[b] entries of
+  /// tokens int64 [N]. The cache grows by them. Inference only.
+  torch::Tensor decode(const torch::Tensor& tokens_N, const std::vector<int64_t>& num_new_tokens,
+                       DecoderCache& cache);
+
+  /// The output matrix [V, C]: lm_head.weight, or the embedding when tied.
+  torch::Tensor head_weight() const;
+  const ModelConfig& config() const { return config_; }
+  /// Recompute each layer in the backward pass instead of keeping its activations.
+  void set_activation_checkpointing(bool enabled) { activation_checkpointing_ = enabled; }
+  /// Forward FLOPs of one sequence of T tokens, head included.
+  double flops(int64_t num_tokens) const;
+
+ private:
+  ModelConfig config_;
+  bool activation_checkpointing_ = false;
+};
+TORCH_MODULE(Decoder);
+
+}  // namespace parallax::nn
