@@ -1,1 +1,22 @@
-int main() { return 0; }
+// plx: train, evaluate and run language models with Parallax attention.
+// SPDX-License-Identifier: Apache-2.0
+#include <exception>
+#include <iostream>
+
+#include "commands.h"
+#include "parallax/version.h"
+
+int main(int argc, char** argv) {
+  CLI::App app{"plx: train, evaluate and run language models with Parallax attention"};
+  app.set_version_flag("--version", PLX_VERSION);
+  app.require_subcommand(1);
+  try {
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::exception& error) {
+    std::cerr << "plx: " << error.what() << '\n';
+    return 1;
+  }
+}
