@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a program can check: layers, lengths, paths in docs, leftovers."""
+"""The rules of CONTRIBUTING.md that a program can check: layers, lengths, paths, leftovers."""
 
 import ast
 import re

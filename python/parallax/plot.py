@@ -1,0 +1,112 @@
+"""Curves from the metrics files of training runs.
+
+    python -m parallax.plot --y loss --output loss.png softmax=runs/a/metrics.jsonl parallax=...
+
+A metrics file has one JSON object per line (docs/training.md lists the fields). Needs matplotlib.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What a figure shows: a field of the metrics, with labels."""
+
+    field: str
+    label: str
+    title: str = ""
+    log_y: bool = False
+
+
+def read_metrics(path: Path, kind: str) -> list[dict]:
+    """The records of one kind ("train", "validation", "summary") of a metrics file, in order.
+
+    Raises ValueError that names the file and line of a record that is not JSON; a half-written last
+    line, which an interrupted run can leave, is left out.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}:{number}: not a JSON record: {error}") from error
+    return [record for record in records if record.get("kind") == kind]
+
+
+def plot_runs(runs: Mapping[str, Path], figure: Figure, output: Path) -> None:
+    """Draws each run: training records as a thin line, validation records as points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    canvas, axes = pyplot.subplots(figsize=(7, 4.2), dpi=150)
+    drawn = False
+    for index, (name, path) in enumerate(runs.items()):
+        color = f"C{index}"
+        for kind, style in (
+            ("train", {"linewidth": 1.0, "alpha": 0.6}),
+            ("validation", {"linewidth": 1.8, "marker": "o", "markersize": 4}),
+        ):
+            points = [r for r in read_metrics(path, kind) if r.get(figure.field) is not None]
+            if points:
+                steps = [r["step"] for r in points]
+                values = [r[figure.field] for r in points]
+                axes.plot(steps, values, color=color, label=f"{name}, {kind}", **style)
+                drawn = True
+    if not drawn:
+        pyplot.close(canvas)
+        raise ValueError(
+            f"no record has a field '{figure.field}' in: {', '.join(map(str, runs.values()))}"
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel(figure.label)
+    axes.set_title(figure.title)
+    if figure.log_y:
+        axes.set_yscale("log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    canvas.tight_layout()
+    canvas.savefig(output)
+    pyplot.close(canvas)
+
+
+def parse_runs(arguments: Sequence[str]) -> dict[str, Path]:
+    runs = {}
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        if not separator:
+            name, path = Path(argument).parent.name, argument
+        if not Path(path).is_file():
+            raise ValueError(f"no metrics file at '{path}' (expected NAME=PATH or PATH)")
+        runs[name] = Path(path)
+    return runs
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]PATH", help="metrics.jsonl of a run")
+    parser.add_argument("--y", default="loss", help="the field to draw (default: loss)")
+    parser.add_argument("--output", type=Path, required=True, help="the PNG to write")
+    parser.add_argument("--title", default="")
+    parser.add_argument("--log-y", action="store_true", help="logarithmic y axis")
+    options = parser.parse_args()
+    try:
+        figure = Figure(options.y, options.y.replace("_", " "), options.title, options.log_y)
+        plot_runs(parse_runs(options.runs), figure, options.output)
+    except (OSError, ValueError) as error:
+        print(f"plot: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
