@@ -1,4 +1,4 @@
-// Files that appear whole or not at all.
+// Files and folders that appear whole or not at all.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -7,11 +7,13 @@
 #include <string>
 #include <string_view>
 
+#include "io/descriptor.h"
+
 namespace parallax::io {
 
 /// Writes to a temporary name beside `path`; commit() flushes to disk and renames. Without commit()
 /// nothing of it is left. Every failure (no space, read-only folder) is an Error that names the
-/// path and the system's reason.
+/// path and the system's reason. The folder must exist.
 class AtomicFile {
  public:
   explicit AtomicFile(std::filesystem::path path);
@@ -19,13 +21,14 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;
   AtomicFile& operator=(const AtomicFile&) = delete;
 
-  void write(const void* data, size_t num_bytes);
+  void write(const void* data, size_t num_bytes) { descriptor_.write(data, num_bytes); }
   void write(std::string_view text) { write(text.data(), text.size()); }
   void commit();
 
  private:
   std::filesystem::path path_, temporary_path_;
-  int descriptor_ = -1;
+  Descriptor descriptor_;
+  bool committed_ = false;
 };
 
 /// AtomicFile in one call.
@@ -34,7 +37,11 @@ void write_file(const std::filesystem::path& path, std::string_view contents);
 std::string read_file(const std::filesystem::path& path);
 
 /// A folder that appears whole: fill staging(), then commit() flushes and renames it to `path`,
-/// replacing what stood there. Without commit() the staging folder is removed.
+/// replacing what stood there in one step where the file system can swap names (where it cannot, a
+/// kill between two renames leaves the old folder whole under a hidden name beside `path`). Without
+/// commit() the staging folder is removed; what a killed process left is removed by the next
+/// AtomicFolder of the same path. Missing parent folders are created. Staging names start with a
+/// dot.
 class AtomicFolder {
  public:
   explicit AtomicFolder(std::filesystem::path path);
@@ -47,6 +54,7 @@ class AtomicFolder {
 
  private:
   std::filesystem::path path_, staging_path_;
+  Descriptor lock_;  // held while the staging folder is in use, so that others leave it alone
   bool committed_ = false;
 };
 

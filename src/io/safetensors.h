@@ -39,7 +39,8 @@ class SafetensorsFile {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Writes tensors in the map's order, atomically.
+/// Writes atomically; the widest dtype first, then by name, so that each tensor is aligned to its
+/// elements. (Files of other writers may not be: copy from StoredTensor::data, do not cast it.)
 void write_safetensors(const std::filesystem::path& path,
                        const std::map<std::string, StoredTensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
