@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "core/env.h"
+
+#include <array>
+#include <cstdlib>
+
+namespace parallax::core {
+namespace {
+
+constexpr std::array kVariables = {
+    EnvVariable{Env::kBackend, "PLX_BACKEND",
+                "name of the backend that every call must use; default: the fastest that can"},
+    EnvVariable{Env::kLog, "PLX_LOG",
+                "comma-separated topics to print on stderr: dispatch (which backend ran, and why)"},
+    EnvVariable{Env::kNumThreads, "PLX_NUM_THREADS",
+                "threads of the library's own pool; default: the cores this process may use"},
+};
+
+constexpr bool rows_follow_the_enum() {
+  for (size_t row = 0; row < kVariables.size(); ++row)
+    if (static_cast<size_t>(kVariables[row].id) != row) return false;
+  return true;
+}
+static_assert(rows_follow_the_enum());
+
+}  // namespace
+
+std::span<const EnvVariable> env_variables() { return kVariables; }
+
+const char* env_name(Env variable) { return kVariables[static_cast<size_t>(variable)].name; }
+
+std::string env_value(Env variable) {
+  const char* value = std::getenv(env_name(variable));
+  return value != nullptr ? value : "";
+}
+
+}  // namespace parallax::core
