@@ -75,9 +75,9 @@ void check_values(const Argument& argument, const Layout& layout, const Expected
 
 void check_stats(const Argument& argument, const Layout& layout) {
   check_present(argument);
-  check_dtype(argument, layout.stats_dtype(),
-              layout.dtype == DType::kFloat64 ? "the inputs are float64"
-                                              : "whatever the inputs' dtype below float64");
+  check_dtype(
+      argument, layout.stats_dtype(),
+      layout.dtype == DType::kFloat64 ? "the inputs are float64" : "the inputs are not float64");
   check_shape(argument, layout.stats());
 }
 
