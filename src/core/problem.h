@@ -1,7 +1,8 @@
 // One shape for every call: dense, packed and cached arguments become a list of sequences, each
 // with its query rows, its key rows and the range of keys that a query sees. The backends loop over
 // this and know nothing of the batch layouts. Legend: B batch, Tq/Tk tokens of a sequence, Hq/Hkv
-// heads, D head size. SPDX-License-Identifier: Apache-2.0
+// heads, D head size.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <algorithm>

@@ -2,8 +2,8 @@
 //
 // A shard is a 24-byte header (the 8 characters "PLXTOKEN", u32 version, u32 bytes per token, u64
 // number of tokens) and the tokens, u16 or u32, all little-endian. Documents follow each other,
-// each ended by the end-of-document token; they may run across shards. SPDX-License-Identifier:
-// Apache-2.0
+// each ended by the end-of-document token; they may run across shards.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // The model's configuration: Hugging Face's config.json of Qwen3, Qwen2 and Llama, plus our own
-// fields. SPDX-License-Identifier: Apache-2.0
+// fields.
+// SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
