@@ -208,7 +208,8 @@ void TokenDataset::read_from(const Shard& shard, int64_t offset, std::span<int64
 std::string TokenDataset::fingerprint() const {
   std::string facts = std::string(split_name(split_)) + manifest_.tokenizer_fingerprint;
   for (const ShardInfo& shard : info().shards) {
-    facts += " " + std::to_string(shard.num_tokens) + ":" + to_hex(shard.crc32, 8);
+    facts.append(" ").append(std::to_string(shard.num_tokens));
+    facts.append(":").append(to_hex(shard.crc32, 8));
   }
   return to_hex(hash64(facts));
 }

@@ -1,0 +1,279 @@
+// See corpus.h.
+// SPDX-License-Identifier: Apache-2.0
+#include "text/corpus.h"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
+
+#include "io/atomic_file.h"
+#include "io/hash.h"
+#include "parallax/error.h"
+
+namespace parallax::text {
+namespace {
+
+namespace fs = std::filesystem;
+
+bool is_json_lines(const fs::path& path) {
+  return path.extension() == ".jsonl" || path.extension() == ".ndjson";
+}
+
+// Length of the valid UTF-8 character at the start of `bytes`, 0 if there is none.
+size_t utf8_length(std::string_view bytes) {
+  const auto byte = [&](size_t idx) { return static_cast<unsigned char>(bytes[idx]); };
+  const unsigned char first = byte(0);
+  if (first < 0x80) return 1;
+  const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  if (first < 0xC2 || first > 0xF4 || length > bytes.size()) return 0;
+  for (size_t idx = 1; idx < length; ++idx) {
+    if ((byte(idx) & 0xC0) != 0x80) return 0;
+  }
+  // Overlong forms, surrogates and what lies beyond U+10FFFF show in the second byte.
+  const unsigned char second = byte(1);
+  const bool allowed = !(first == 0xE0 && second < 0xA0) && !(first == 0xED && second >= 0xA0) &&
+                       !(first == 0xF0 && second < 0x90) && !(first == 0xF4 && second >= 0x90);
+  return allowed ? length : 0;
+}
+
+// What the command prints, without the end of the line; nothing if it fails.
+std::string output_of(const std::string& command) {
+  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(command.c_str(), "r"), ::pclose);
+  std::string output;
+  std::array<char, 1024> buffer;
+  while (pipe && std::fgets(buffer.data(), buffer.size(), pipe.get()) != nullptr) {
+    output += buffer.data();
+  }
+  return output.substr(0, output.find('\n'));
+}
+
+fs::path python_library() {
+  for (const std::string python : {".venv/bin/python", "python3"}) {
+    const fs::path library = output_of(
+        python + " -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])' 2>/dev/null");
+    std::error_code unknown;
+    if (!library.empty() && fs::is_directory(library, unknown)) return library;
+  }
+  PLX_FAIL("no Python to take the source files of: neither .venv/bin/python nor python3 runs");
+}
+
+// Folders of a Python library that hold tests, test data or other people's packages.
+bool is_left_out_of_python(const std::string& name) {
+  constexpr std::string_view kLeftOut[] = {"site-packages", "dist-packages", "test",
+                                           "tests",         "idle_test",     "__pycache__"};
+  return std::find(std::begin(kLeftOut), std::end(kLeftOut), name) != std::end(kLeftOut);
+}
+
+std::string text_field(const std::string& line, const std::string& field,
+                       const std::string& source) {
+  nlohmann::json parsed;
+  try {
+    parsed = nlohmann::json::parse(line);
+  } catch (const nlohmann::json::exception& error) {
+    PLX_FAIL(source, ": not JSON: ", error.what());
+  }
+  PLX_CHECK(parsed.is_object(), source, ": a JSON object is needed, the line holds ",
+            parsed.type_name());
+  std::string names;
+  for (const auto& [name, value] : parsed.items()) {
+    names += (names.empty() ? "\"" : ", \"") + name + "\"";
+  }
+  const auto found = parsed.find(field);
+  PLX_CHECK(found != parsed.end(), source, ": no field \"", field, "\" (there are: ", names,
+            "); --field names the one that holds the text");
+  PLX_CHECK(found->is_string(), source, ": field \"", field, "\" must be a string, it is ",
+            found->type_name());
+  return std::move(found->get_ref<std::string&>());
+}
+
+}  // namespace
+
+bool looks_binary(std::string_view bytes) {
+  if (bytes.find('\0') != std::string_view::npos) return true;
+  const size_t allowed = bytes.size() / 10;
+  size_t num_invalid = 0;
+  for (size_t position = 0; position < bytes.size() && num_invalid <= allowed;) {
+    const size_t length = utf8_length(bytes.substr(position));
+    num_invalid += length == 0 ? 1 : 0;
+    position += std::max<size_t>(length, 1);
+  }
+  return num_invalid > allowed;
+}
+
+CorpusReader::CorpusReader(CorpusOptions options) : options_(std::move(options)) {
+  PLX_CHECK(!options_.inputs.empty() || options_.python_sources,
+            "no input: name text files, folders or .jsonl files, or ask for the Python sources");
+  for (const fs::path& input : options_.inputs) {
+    std::error_code error;
+    const bool is_folder = fs::is_directory(input, error);
+    if (error) io::throw_system_error("read", input, error.value());
+    if (is_folder) {
+      add_folder(input, false);
+    } else {
+      files_.push_back({input, true});
+    }
+  }
+  if (options_.python_sources) add_folder(python_library(), true);
+}
+
+void CorpusReader::add_folder(const fs::path& folder, bool python_only) {
+  std::vector<fs::path> found;
+  try {
+    for (auto entry = fs::recursive_directory_iterator(folder); entry != fs::end(entry); ++entry) {
+      const std::string name = entry->path().filename().string();
+      const bool skip = name[0] == '.' || (python_only && is_left_out_of_python(name));
+      if (skip) entry.disable_recursion_pending();
+      if (skip || (python_only && entry->path().extension() != ".py")) continue;
+      if (entry->is_regular_file()) found.push_back(entry->path());
+    }
+  } catch (const fs::filesystem_error& error) {
+    io::throw_system_error("read", error.path1().empty() ? folder : error.path1(),
+                           error.code().value());
+  }
+  PLX_CHECK(!found.empty(), folder.string(), ": no ", python_only ? ".py " : "",
+            "files in this folder");
+  std::sort(found.begin(), found.end(),
+            [](const fs::path& a, const fs::path& b) { return a.native() < b.native(); });
+  for (fs::path& path : found) files_.push_back({std::move(path), false});
+}
+
+std::optional<Document> CorpusReader::next() {
+  while (std::optional<Document> document = read_next()) {
+    if (document->text.empty()) {
+      ++counts_.num_empty;
+      continue;
+    }
+    document->hash = io::hash64(document->text);
+    if (!seen_.insert(document->hash).second) {
+      ++counts_.num_duplicates;
+      continue;
+    }
+    ++counts_.num_documents;
+    counts_.num_text_bytes += static_cast<int64_t>(document->text.size());
+    return document;
+  }
+  PLX_CHECK(counts_.num_documents > 0, "the corpus is empty: ", files_.size(), " files, ",
+            counts_.num_empty, " empty documents, ", counts_.not_text.size(),
+            " files that are not text");
+  return std::nullopt;
+}
+
+std::optional<Document> CorpusReader::read_next() {
+  while (true) {
+    if (lines_.is_open()) {
+      if (auto document = read_line()) return document;
+    }
+    if (file_idx_ == files_.size()) return std::nullopt;
+    const File& file = files_[file_idx_++];
+    if (is_json_lines(file.path)) {
+      line_number_ = 0;
+      errno = 0;
+      lines_.open(file.path, std::ios::binary);
+      if (!lines_) io::throw_system_error("read", file.path, errno);
+    } else if (auto document = read_whole(file)) {
+      return document;
+    }
+  }
+}
+
+std::optional<Document> CorpusReader::read_whole(const File& file) {
+  std::string text = io::read_file(file.path);
+  if (looks_binary(text)) {
+    PLX_CHECK(!file.is_named, file.path.string(),
+              ": not a text file: it holds NUL bytes or is mostly not UTF-8");
+    counts_.not_text.push_back(file.path.string());
+    return std::nullopt;
+  }
+  return Document{file.path.string(), std::move(text)};
+}
+
+std::optional<Document> CorpusReader::read_line() {
+  const fs::path& path = files_[file_idx_ - 1].path;
+  std::string line;
+  errno = 0;
+  while (std::getline(lines_, line)) {
+    ++line_number_;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    std::string source = path.string() + ":" + std::to_string(line_number_);
+    std::string text = text_field(line, options_.field, source);
+    return Document{std::move(source), std::move(text)};
+  }
+  if (lines_.bad()) io::throw_system_error("read", path, errno);
+  lines_.close();
+  lines_.clear();
+  return std::nullopt;
+}
+
+Splitter::Splitter(double validation_fraction, uint64_t seed)
+    : validation_fraction_(validation_fraction), seed_(seed) {
+  PLX_CHECK(validation_fraction >= 0 && validation_fraction < 1,
+            "the validation fraction must lie in [0, 1), given ", validation_fraction);
+}
+
+io::Split Splitter::split_of(const Document& document) const {
+  const uint64_t mixed = io::mix64(document.hash ^ io::mix64(seed_));
+  const double position = static_cast<double>(mixed >> 11) * 0x1p-53;  // in [0, 1)
+  return position < validation_fraction_ ? io::Split::kValidation : io::Split::kTrain;
+}
+
+Splitter::Item Splitter::decide(Document document) {
+  const io::Split split = split_of(document);
+  ++(split == io::Split::kTrain ? num_train_ : num_validation_);
+  return {split, std::move(document.text)};
+}
+
+std::optional<Splitter::Item> Splitter::add(Document document) {
+  num_bytes_ += static_cast<int64_t>(document.text.size());
+  if (validation_fraction_ == 0) return decide(std::move(document));
+  if (!held_) {
+    held_ = std::move(document);
+    return std::nullopt;
+  }
+  if (document.text.size() > held_->text.size()) std::swap(*held_, document);
+  return decide(std::move(document));
+}
+
+std::vector<Splitter::Item> Splitter::finish() {
+  std::vector<Item> items;
+  if (!held_) return items;
+  Document last = std::move(*held_);
+  held_.reset();
+  if (num_validation_ == 0) {
+    const size_t cut = cut_position(last.text);
+    items.push_back({io::Split::kTrain, last.text.substr(0, cut)});
+    items.push_back({io::Split::kValidation, last.text.substr(cut)});
+  } else if (num_train_ == 0) {
+    items.push_back({io::Split::kTrain, std::move(last.text)});
+  } else {
+    items.push_back(decide(std::move(last)));
+  }
+  return items;
+}
+
+// Just after the last newline that leaves validation between one and two times its share, else at
+// the character boundary at or before its share.
+size_t Splitter::cut_position(const std::string& text) const {
+  const size_t size = text.size();
+  PLX_CHECK(size >= 2, "the corpus is too small to hold out validation text; give more text or a ",
+            "validation fraction of 0");
+  const auto share =
+      static_cast<size_t>(std::llround(validation_fraction_ * static_cast<double>(num_bytes_)));
+  const size_t tail = std::clamp<size_t>(share, 1, size / 2);
+  const size_t latest = size - tail;
+  const size_t earliest = size - std::min(2 * tail, std::max<size_t>(3 * size / 4, 1));
+  const size_t newline = text.rfind('\n', latest - 1);
+  if (newline != std::string::npos && newline + 1 >= std::max<size_t>(earliest, 1)) {
+    return newline + 1;
+  }
+  size_t cut = latest;
+  while (cut > 1 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
+  return cut;
+}
+
+}  // namespace parallax::text

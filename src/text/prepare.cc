@@ -1,0 +1,130 @@
+// Documents are read and written by one thread, in order; batches of them are tokenised by many.
+// SPDX-License-Identifier: Apache-2.0
+#include "text/prepare.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "io/token_shards.h"
+#include "parallax/error.h"
+
+namespace parallax::text {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int64_t kBatchBytesPerThread = 4 << 20;
+
+// Refuses to replace a folder that is not ours, and to read what is being written.
+void check_output(const PrepareOptions& options) {
+  std::error_code unknown;
+  const fs::path output = fs::weakly_canonical(options.output, unknown);
+  if (fs::is_directory(output, unknown) && !fs::is_empty(output, unknown)) {
+    PLX_CHECK(fs::exists(output / io::kManifestFile, unknown), options.output.string(),
+              ": this folder holds other things than prepared tokens and would be replaced; name "
+              "a new folder");
+    io::read_manifest(output);
+  }
+  for (const fs::path& input : options.corpus.inputs) {
+    const fs::path folder = fs::weakly_canonical(input, unknown);
+    const auto [end, rest] =
+        std::mismatch(folder.begin(), folder.end(), output.begin(), output.end());
+    PLX_CHECK(end != folder.end() || !fs::is_directory(folder, unknown), options.output.string(),
+              ": the output must not lie in the input folder ", input.string());
+  }
+}
+
+// encode() of every item, spread over threads; the first exception of any is thrown on.
+std::vector<std::vector<int32_t>> encode_all(const std::vector<Splitter::Item>& items,
+                                             const Tokenizer& tokenizer, int num_threads) {
+  std::vector<std::vector<int32_t>> tokens(items.size());
+  std::atomic<size_t> next_idx{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  const auto work = [&] {
+    try {
+      for (size_t idx = next_idx++; idx < items.size(); idx = next_idx++) {
+        tokens[idx] = tokenizer.encode(items[idx].text, /*parse_special=*/false);
+      }
+    } catch (...) {
+      const std::scoped_lock lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+      next_idx = items.size();
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (int idx = 1; idx < num_threads; ++idx) threads.emplace_back(work);
+    work();
+  }
+  if (failure) std::rethrow_exception(failure);
+  return tokens;
+}
+
+// Collects items, and tokenises and writes them a batch at a time.
+class BatchWriter {
+ public:
+  BatchWriter(const PrepareOptions& options, const Tokenizer& tokenizer)
+      : tokenizer_(tokenizer),
+        num_threads_(options.num_threads),
+        writer_(options.output, {.vocab_size = tokenizer.vocab_size(),
+                                 .eos_id = *tokenizer.eos_id(),
+                                 .tokenizer_json = tokenizer.serialized(),
+                                 .tokenizer_fingerprint = tokenizer.fingerprint(),
+                                 .shard_tokens = options.shard_tokens}) {}
+
+  /// True if that completed a batch.
+  bool add(Splitter::Item item) {
+    batch_bytes_ += static_cast<int64_t>(item.text.size());
+    batch_.push_back(std::move(item));
+    const bool is_full = batch_bytes_ >= kBatchBytesPerThread * num_threads_;
+    if (is_full) write_batch();
+    return is_full;
+  }
+
+  io::TokenManifest commit() {
+    write_batch();
+    return writer_.commit();
+  }
+
+ private:
+  void write_batch() {
+    const auto tokens = encode_all(batch_, tokenizer_, num_threads_);
+    for (size_t idx = 0; idx < batch_.size(); ++idx) {
+      writer_.append(batch_[idx].split, tokens[idx], static_cast<int64_t>(batch_[idx].text.size()));
+    }
+    batch_.clear();
+    batch_bytes_ = 0;
+  }
+
+  const Tokenizer& tokenizer_;
+  int num_threads_;
+  io::TokenDatasetWriter writer_;
+  std::vector<Splitter::Item> batch_;
+  int64_t batch_bytes_ = 0;
+};
+
+}  // namespace
+
+PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
+                             const std::function<void(const CorpusCounts&)>& progress) {
+  PLX_CHECK(options.num_threads >= 1, "at least 1 thread is needed, given ", options.num_threads);
+  PLX_CHECK(tokenizer.eos_id().has_value(),
+            "the tokenizer has no end-of-document token to put between documents");
+  check_output(options);
+  Splitter splitter(options.validation_fraction, options.seed);
+  CorpusReader reader(options.corpus);
+  BatchWriter writer(options, tokenizer);
+  while (std::optional<Document> document = reader.next()) {
+    std::optional<Splitter::Item> item = splitter.add(std::move(*document));
+    if (item && writer.add(std::move(*item)) && progress) progress(reader.counts());
+  }
+  for (Splitter::Item& item : splitter.finish()) writer.add(std::move(item));
+  return {writer.commit(), reader.counts()};
+}
+
+}  // namespace parallax::text

@@ -1,0 +1,39 @@
+// From a corpus to a folder of token shards.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+
+#include "io/token_manifest.h"
+#include "text/corpus.h"
+#include "text/tokenizer.h"
+
+namespace parallax::text {
+
+struct PrepareOptions {
+  CorpusOptions corpus;
+  std::filesystem::path output;
+  double validation_fraction = 0.05;
+  uint64_t seed = 0;
+  int64_t shard_tokens = int64_t{1} << 27;
+  int num_threads = 1;
+};
+
+struct PrepareResult {
+  io::TokenManifest manifest;
+  CorpusCounts counts;
+};
+
+/// Reads, divides (Splitter) and tokenises the corpus and writes it to `output`, which appears only
+/// when all of it is written; tokens prepared there earlier are replaced. Special tokens that stand
+/// in the text are ordinary text. Same input, same bytes, for any number of threads. `progress` is
+/// called after every few megabytes. Memory: the largest document, and 4 MB of text per thread.
+///
+/// Errors: those of CorpusReader; a tokenizer without end-of-document token; an output folder that
+/// holds something else than prepared tokens, or lies in a folder that is read.
+PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
+                             const std::function<void(const CorpusCounts&)>& progress = {});
+
+}  // namespace parallax::text
