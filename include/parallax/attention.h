@@ -23,7 +23,7 @@ enum class Mask : uint8_t { kFull, kCausal };
 
 struct AttentionOptions {
   /// Multiplies q.k only; D^-1/2 when absent.
-  std::optional<float> softmax_scale{};
+  std::optional<double> softmax_scale{};
   Mask mask = Mask::kCausal;
   /// Keeps exactly the `window` newest visible keys, i + Tk - Tq - window + 1 .. i + Tk - Tq.
   /// Needs kCausal; at least 1; all visible keys when absent.

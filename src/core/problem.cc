@@ -22,9 +22,8 @@ Problem common_problem(const ConstTensorView& q, const ConstTensorView& k,
   problem.num_heads_kv = k.size(k.rank - 2);
   problem.group_size = problem.num_heads_q / problem.num_heads_kv;
   problem.head_dim = q.size(q.rank - 1);
-  problem.softmax_scale = options.softmax_scale
-                              ? static_cast<double>(*options.softmax_scale)
-                              : 1.0 / std::sqrt(static_cast<double>(problem.head_dim));
+  problem.softmax_scale =
+      options.softmax_scale.value_or(1.0 / std::sqrt(static_cast<double>(problem.head_dim)));
   problem.mask = options.mask;
   problem.window = std::min(options.window.value_or(Problem::kNoWindow), Problem::kNoWindow);
   return problem;

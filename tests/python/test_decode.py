@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""parallax.decode and merge_states against the naive definition and against attention."""
+
+from itertools import pairwise
+
+import parallax
+import pytest
+import torch
+from naive import assert_close, make_inputs, naive
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "seed")
+
+HALF_TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 2e-2}
+slow = pytest.mark.slow
+
+
+def int32(*values):
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def expected_out(inputs, **options):
+    return naive(*(x.double() for x in inputs), **options).out
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCE, ids=str)
+@pytest.mark.parametrize(
+    ("batch", "tq", "tk", "hkv", "hq", "dim", "window"),
+    [
+        (2, 1, 1, 2, 2, 64, None),
+        (2, 1, 137, 2, 2, 64, None),
+        (2, 1, 500, 2, 8, 128, None),
+        (2, 1, 300, 2, 2, 100, 64),
+        (2, 64, 64, 2, 2, 64, None),
+        (3, 200, 200, 2, 8, 64, 32),
+    ],
+)
+def test_matches_the_end_aligned_definition(batch, tq, tk, hkv, hq, dim, window, dtype):
+    inputs = make_inputs(batch, tq, tk, hq, hkv, dim, dtype)
+    out = parallax.decode(*inputs, window=window)
+    assert_close("out", out, expected_out(inputs, window=window), HALF_TOLERANCE[dtype])
+
+
+# B, T, Hkv, Hq, D, window
+TRAINING_CASES = [
+    (2, 256, 2, 2, 64, None),
+    (2, 256, 2, 8, 64, None),
+    (2, 200, 2, 2, 128, None),
+    (2, 256, 2, 4, 64, 64),
+]
+
+
+@pytest.mark.parametrize(("batch", "tokens", "hkv", "hq", "dim", "window"), TRAINING_CASES)
+def test_last_queries_equal_the_training_kernel(batch, tokens, hkv, hq, dim, window):
+    q, r, k, v = make_inputs(batch, tokens, tokens, hq, hkv, dim, torch.bfloat16)
+    trained = parallax.attention(q, r, k, v, window=window)
+    for count in (1, tokens // 2, tokens):
+        out = parallax.decode(q[:, -count:], r[:, -count:], k, v, window=window)
+        assert_close(f"last {count}", out, trained[:, -count:], 4e-3)  # one bfloat16 ulp
+
+
+@pytest.mark.parametrize(("batch", "tokens", "hkv", "hq", "dim", "window"), TRAINING_CASES)
+def test_left_padding_equals_attention_on_the_suffix(batch, tokens, hkv, hq, dim, window):
+    q, r, k, v = make_inputs(batch, tokens, tokens, hq, hkv, dim, torch.bfloat16)
+    starts = torch.full((batch,), 23, dtype=torch.int32)
+    k_nan, v_nan = k.clone(), v.clone()
+    k_nan[:, :23], v_nan[:, :23] = torch.nan, torch.nan
+    one_step = parallax.decode(
+        q[:, -1:], r[:, -1:], k_nan, v_nan, cache_starts=starts, window=window
+    )
+    suffix = parallax.attention(*(x[:, 23:] for x in (q, r, k, v)), window=window)
+    assert_close("one step", one_step, suffix[:, -1:], 4e-3)
+    many = parallax.decode(q, r, k_nan, v_nan, cache_starts=starts, window=window)
+    assert_close("all rows", many[:, 23:], suffix, 4e-3)
+    assert torch.all(many[:, :23] == 0)
+
+
+# B, H, capacity, window, D: one token, r halved as the public kernels' own tests do.
+PARITY_CASES = [
+    (1, 8, 512, None, 128),
+    (1, 8, 1024, None, 128),
+    (1, 8, 4096, 256, 128),
+    (1, 8, 4096, 64, 128),
+    (1, 8, 4096, 100, 128),
+    (1, 8, 1000, 128, 128),
+    (1, 8, 65, 1024, 128),
+    (1, 8, 1024, None, 64),
+    (4, 8, 2048, 256, 64),
+    pytest.param(1, 8, 4096, None, 128, marks=slow),
+    pytest.param(2, 4, 8192, None, 128, marks=slow),
+    pytest.param(2, 4, 8192, 1024, 128, marks=slow),
+    pytest.param(2, 4, 8192, 130, 128, marks=slow),
+    pytest.param(8, 8, 2048, None, 128, marks=slow),
+    pytest.param(32, 8, 1024, None, 128, marks=slow),
+    *[
+        pytest.param(batch, heads, capacity, window, dim, marks=slow)
+        for batch, heads in ((1, 1), (1, 8), (2, 4), (8, 8))
+        for capacity in (512, 1000, 4096, 8192, 16384)
+        for window in (None, 64, 256, 1024)
+        for dim in (64, 128)
+        if batch * heads * capacity <= 2**16
+    ],
+]
+
+
+@pytest.mark.parametrize("dtype", HALF_TOLERANCE, ids=str)
+@pytest.mark.parametrize(("batch", "heads", "capacity", "window", "dim"), PARITY_CASES)
+def test_one_token_over_many_keys(batch, heads, capacity, window, dim, dtype):
+    q, r, k, v = make_inputs(batch, 1, capacity, heads, heads, dim, dtype)
+    r = r / 2
+    out = parallax.decode(q, r, k, v, window=window)
+    assert_close("out", out, expected_out((q, r, k, v), window=window), 1e-2)
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("batch", [1, 2])
+def test_any_group_size(group, batch):
+    inputs = make_inputs(batch, 1, 300, 4 * group, 4, 64, torch.bfloat16)
+    assert_close("out", parallax.decode(*inputs), expected_out(inputs), 1e-2)
+
+
+@pytest.mark.parametrize("length", [0, 1, 128, 500, 999, 1024])
+def test_valid_length_equals_the_sliced_cache(length):
+    q, r, k, v = make_inputs(2, 1, 1024, 8, 2, 64, torch.bfloat16)
+    k[1, length:], v[1, length:] = torch.nan, torch.nan
+    out = parallax.decode(q, r, k, v, cache_seqlens=int32(1024, length))
+    sliced = parallax.decode(q[1:], r[1:], k[1:, :length], v[1:, :length])
+    assert torch.equal(out[1:], sliced)
+    assert torch.equal(out[:1], parallax.decode(q[:1], r[:1], k[:1], v[:1]))
+
+
+def test_window_covering_the_cache_is_no_window():
+    q, r, k, v = make_inputs(1, 3, 333, 8, 8, 64)
+    unlimited = parallax.decode(q, r, k, v)
+    assert torch.equal(parallax.decode(q, r, k, v, window=333), unlimited)
+    assert not torch.equal(parallax.decode(q, r, k, v, window=64), unlimited)
+
+
+def page_layouts(k, v, page_size):
+    """The same pages as views of memory laid out as different serving engines do."""
+    heads, dim = k.shape[2:]
+    pages = [x.reshape(-1, page_size, heads, dim) for x in (k, v)]
+    yield "tokens, heads", pages
+    both = torch.stack(pages, dim=1)  # [pages, 2, page_size, Hkv, D]
+    yield "k and v per page", [both[:, 0], both[:, 1]]
+    packed = torch.cat([x.transpose(1, 2) for x in pages], dim=-1)  # [pages, Hkv, page_size, 2 D]
+    yield "heads first, k and v packed", [x.transpose(1, 2) for x in packed.split(dim, dim=-1)]
+
+
+@pytest.mark.parametrize("page_size", [16, 48])
+def test_paged_cache_equals_the_contiguous_one_in_any_layout(page_size):
+    max_pages = 5
+    q, r, k, v = make_inputs(3, 2, max_pages * page_size, 4, 2, 32, torch.bfloat16)
+    lengths = int32(1, 2 * page_size, 5 * page_size - 3)
+    expected = parallax.decode(q[:, -1:], r[:, -1:], k, v, cache_seqlens=lengths)
+    table = torch.randperm(3 * max_pages)
+    shuffled = [torch.empty_like(x) for x in (k, v)]
+    for memory, x in zip(shuffled, (k, v), strict=True):
+        memory.view(-1, page_size, 2, 32)[table] = x.reshape(-1, page_size, 2, 32)
+    table = table.reshape(3, max_pages).to(torch.int32)
+    for row, length in enumerate(lengths.tolist()):
+        table[row, -(-length // page_size) :] = -1
+    for name, (k_pages, v_pages) in page_layouts(*shuffled, page_size):
+        out = parallax.decode(
+            q[:, -1:], r[:, -1:], k_pages, v_pages, cache_seqlens=lengths, page_table=table
+        )
+        assert torch.equal(out, expected), name
+
+
+def test_chunked_prefill_equals_the_whole():
+    lengths, chunk = [5, 64, 33], 16
+    capacity = 80
+    q, r, k, v = make_inputs(3, capacity, capacity, 4, 2, 32)
+    whole = [
+        parallax.attention(*(x[i : i + 1, :length] for x in (q, r, k, v)))[0]
+        for i, length in enumerate(lengths)
+    ]
+    for begin in range(0, max(lengths), chunk):
+        counts = [max(0, min(chunk, length - begin)) for length in lengths]
+        cu = int32(*(sum(counts[:i]) for i in range(4)))
+        rows = [slice(begin, begin + count) for count in counts]
+        out = parallax.decode(
+            *(torch.cat([x[i, rows[i]] for i in range(3)]) for x in (q, r)),
+            k,
+            v,
+            cache_seqlens=int32(*(min(length, begin + chunk) for length in lengths)),
+            cu_seqlens_q=cu,
+        )
+        expected = torch.cat([whole[i][rows[i]] for i in range(3)])
+        assert_close(f"chunk at {begin}", out, expected, 5e-6)
+
+
+def test_a_sequence_does_not_depend_on_its_batch():
+    q, r, k, v = make_inputs(4, 1, 300, 4, 2, 64, torch.bfloat16)
+    out = parallax.decode(q, r, k, v, batch_invariant=True)
+    for i in range(4):
+        alone = parallax.decode(*(x[i : i + 1] for x in (q, r, k, v)), batch_invariant=True)
+        assert torch.equal(out[i : i + 1], alone)
+
+
+def test_merging_states_of_key_ranges_gives_the_state_of_all():
+    q, r, k, v = make_inputs(2, 1, 700, 4, 2, 64)
+    whole = parallax.decode(q, r, k, v, return_stats=True)
+    bounds = [0, 1, 130, 131, 650, 700]
+    parts = [
+        parallax.decode(q, r, k[:, a:b], v[:, a:b], return_stats=True) for a, b in pairwise(bounds)
+    ]
+    empty = parallax.decode(q, r, k[:, :0], v[:, :0], return_stats=True)
+    merged = parallax.merge_states([*parts, empty])
+    assert isinstance(merged, parallax.State)
+    for name in merged._fields:
+        assert_close(name, getattr(merged, name), getattr(whole, name), 2e-6)
+
+
+def test_merging_only_empty_states_is_empty():
+    q, r, k, v = make_inputs(1, 2, 4, 2, 2, 16)
+    empty = parallax.decode(q, r, k[:, :0], v[:, :0], return_stats=True)
+    merged = parallax.merge_states([empty, empty])
+    assert torch.all(merged.out == 0)
+    assert torch.all(merged.out_softmax == 0)
+    assert torch.all(merged.lse == -torch.inf)
+    assert torch.all(merged.t_mean == 0)
