@@ -38,8 +38,7 @@ struct AttentionOptions {
 /// Packed variable length: q, r [total_q, Hq, D], k, v [total_k, Hkv, D], lse, t_mean [Hq,
 /// total_q], and cu_seqlens_q, cu_seqlens_k int32 [N + 1], contiguous, non-decreasing from 0 to the
 /// total; a zero-length sequence is allowed. 1 <= D <= 256. Strides count elements; any batch,
-/// token and head stride is allowed for inputs. Outputs have positive strides, and must not overlap
-/// each other or any input (refused where it is cheap to tell).
+/// token and head stride is allowed for inputs. Outputs must not overlap each other or any input.
 /// A query without visible keys gives out = out_softmax = 0, lse = -inf, t_mean = 0.
 /// out_softmax, lse and t_mean may be left undefined (inference); out is required.
 struct ForwardArgs {
@@ -70,19 +69,16 @@ struct BackwardArgs {
 
 /// Arguments of decode(): new query tokens against a key-value cache that already holds their keys.
 ///   q, r              [B, Tq, Hq, D], or packed [total_q, Hq, D] with cu_seqlens_q int32 [B + 1]
-///   k_cache, v_cache  [B, capacity, Hkv, D], or paged [num_pages, page_size, Hkv, D] with a page
-///                     table; any page, token and head stride
-///   page_table        int32 [B, max_pages]: token j lies in the page that entry j / page_size of
-///                     its row names; entries of pages without a visible key are never read
-///   cache_seqlens     int32 [B]: valid keys end here (default: the capacity)
+///   k_cache, v_cache  [B, capacity, Hkv, D], or paged [num_pages, page_size, Hkv, D] with
+///   page_table page_table        int32 [B, max_pages]; entries past a sequence's last page are
+///   never read cache_seqlens     int32 [B]: valid keys end here (default: the capacity)
 ///   cache_starts      int32 [B]: valid keys begin here (default: 0), for left padding
 ///   k_scale, v_scale  for quantised caches: not built yet, must be undefined
 ///   out, out_softmax, lse, t_mean  as in ForwardArgs, the last three optional
 /// The query tokens of a sequence are its newest: the last one sits at key cache_seqlens - 1, and
-/// they are causal among themselves. A query before the first valid key sees none and gives 0. Any
-/// number of query tokens is allowed, so chunked prefill is this call with cu_seqlens_q. Cache
-/// memory outside [cache_starts, cache_seqlens) is not read into the result and may hold NaN.
-/// options.mask must be kCausal.
+/// they are causal among themselves. Any number of query tokens is allowed, so chunked prefill is
+/// this call with cu_seqlens_q. Cache memory outside [cache_starts, cache_seqlens) is not read into
+/// the result and may hold NaN. options.mask must be kCausal.
 /// `batch_invariant` asks that a sequence's result have the same bits whatever else is in the
 /// batch; the CPU backends always give that.
 struct DecodeArgs {
@@ -101,9 +97,8 @@ struct PartialState {
 };
 
 /// Arguments of merge_states(): partial results of the same queries over disjoint sets of keys give
-/// the result over their union. Shapes and dtypes of all partials and outputs are those of
-/// ForwardArgs' outputs. Weights w_s = exp(lse_s - lse); E_s[t v] = (1 + t_mean_s) out_softmax_s -
-/// out_s.
+/// the result over their union. All partials and outputs have the shapes of ForwardArgs' outputs.
+/// Weights w_s = exp(lse_s - lse); E_s[t v] = (1 + t_mean_s) out_softmax_s - out_s.
 struct MergeArgs {
   std::span<const PartialState> partials{};
   TensorView out{}, out_softmax{}, lse{}, t_mean{};
