@@ -6,6 +6,7 @@
 #include "core/env.h"
 #include "core/log.h"
 #include "core/validate.h"
+#include "cpu/backend.h"
 #include "parallax/backend.h"
 #include "reference/backend.h"
 
@@ -86,7 +87,8 @@ const Backend& choose(const Args& args) {
 }  // namespace
 
 std::span<const Backend* const> backends() {
-  static const std::array list = {
+  static const std::array<const Backend*, 2> list = {
+      &cpu::backend(),
       &reference::backend(),
   };
   return list;

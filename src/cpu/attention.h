@@ -1,0 +1,35 @@
+// The CPU backend's three computations, over any of the kernel tables. Arguments have passed
+// validation and supports().
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/row_tiles.h"
+
+namespace parallax::cpu {
+
+/// Memory beside the outputs: a fixed scratch per thread.
+void forward(const Kernels& kernels, const ForwardArgs& args);
+
+/// Memory beside the outputs: a fixed scratch per thread and 16 bytes per query and head.
+void backward(const Kernels& kernels, const BackwardArgs& args);
+
+/// Long caches are split over tasks when the query rows fill a single tile: at most 16 pieces of at
+/// least 512 keys, cut by the sequence's own length, so that its bits depend on nothing else.
+/// Memory beside the outputs: a fixed scratch per thread and one fp32 tile state per piece.
+void decode(const Kernels& kernels, const DecodeArgs& args);
+
+/// Cuts the fields of `memory` (state_floats long) to a state of `rows` rows.
+TileState carve_state(float* memory, int64_t padded_dim, int rows);
+
+/// Output places of one sequence and key head, for forward and decode arguments alike.
+template <typename Args>
+ForwardOutputs forward_outputs(const core::Problem& problem, const Args& args,
+                               const core::Sequence& sequence, int64_t head_kv) {
+  return {.out = group_rows(problem, args.out, sequence, head_kv),
+          .out_softmax = group_rows(problem, args.out_softmax, sequence, head_kv),
+          .lse = group_scalars(problem, args.lse, sequence, head_kv),
+          .t_mean = group_scalars(problem, args.t_mean, sequence, head_kv)};
+}
+
+}  // namespace parallax::cpu

@@ -1,0 +1,247 @@
+// Backward in two passes without atomics. Both recompute the scores of a tile and turn them into
+//   p = exp(s scale - lse)     w = p (1 + t_mean - t)     g = d_out . v
+//   ds = w (g - g_mean) + p (g_mean - d_out . out)     dt = -p (g - g_mean)
+// Query pass, rows in the lanes:  [dQ | dR] += K' [scale ds | dt]
+// Key pass, keys in the lanes:    dK += Q' (scale ds) + R' dt     dV += dO' w
+// The key pass sums over the heads of the group inside the tile. docs/math.md, backward.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/tile/forward_tile.h"
+
+namespace parallax::cpu {
+namespace {
+
+/// Per-row constants of a tile, one array per number so that rows can be lanes.
+template <int kRows>
+struct RowConstants {
+  float lse[kRows], t_mean[kRows], g_mean[kRows], g_mean_less[kRows];
+};
+
+/// sums[row] = d_out . other of each row, both as panels. The sum runs over d in the order of the
+/// matrix products, so that it equals their d_out . v bit for bit where `other` equals v: a query
+/// that sees one key gets zero gradients of its scores, not a rounding error times the rest.
+template <int kRows>
+static void panel_dots(float* sums, const float* d_out, const float* other, int head_dim) {
+  using F = Floats<kVectorFloats>;
+  for (int lane = 0; lane < kRows; lane += kVectorFloats) {
+    F sum{};
+    for (int d = 0; d < head_dim; ++d)
+      sum += load<F>(d_out + d * kRows + lane) * load<F>(other + d * kRows + lane);
+    store(sums + lane, sum);
+  }
+}
+
+/// Fills the constants and passes them on to the key pass. Rows beyond the tile's last get zeros.
+/// `rows` and `panel` are work space of kRows rows.
+template <int kRows>
+static void load_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
+                               const float* d_out_panel, float* rows, float* panel,
+                               RowConstants<kRows>& constants) {
+  const int64_t group = inputs.tile.group;
+  const int head_dim = inputs.tile.head_dim;
+  const int padded = padded_dim(head_dim);
+  const auto dots = [&](const RowTensor<const void>& tensor, float* sums) {
+    load_rows(rows, tensor, tile, group, head_dim, padded, kRows);
+    transpose(panel, kRows, rows, padded, kRows, padded);
+    panel_dots<kRows>(sums, d_out_panel, panel, head_dim);
+  };
+  dots(inputs.out_softmax, constants.g_mean);
+  dots(inputs.out, constants.g_mean_less);
+  for (int row = 0; row < kRows; ++row) {
+    constants.g_mean_less[row] = constants.g_mean[row] - constants.g_mean_less[row];
+    constants.lse[row] = constants.t_mean[row] = 0.0f;
+    if (row >= tile.num_rows) continue;
+    const float lse = *scalar_address(inputs.lse, tile.first_row + row, group);
+    constants.lse[row] = lse == -kInfinity ? 0.0f : lse;
+    constants.t_mean[row] = *scalar_address(inputs.t_mean, tile.first_row + row, group);
+  }
+}
+
+template <int kRows>
+static void store_row_stats(const RowConstants<kRows>& constants, const QueryTile& tile,
+                            RowStats* stats) {
+  for (int64_t row = 0; row < tile.num_rows; ++row)
+    stats[tile.first_row + row] = {.lse = constants.lse[row],
+                                   .t_mean = constants.t_mean[row],
+                                   .g_mean = constants.g_mean[row],
+                                   .g_mean_less = constants.g_mean_less[row]};
+}
+
+/// [S | T] -> [scale ds | dt] in place, rows in the lanes; g is [num_keys][kRows].
+template <int kRows>
+static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
+                                  const RowConstants<kRows>& constants, float softmax_scale) {
+  constexpr int kWidth = kRows < kVectorFloats ? kRows : kVectorFloats;
+  using F = Floats<kWidth>;
+  using I = Ints<kWidth>;
+  for (int lane = 0; lane < kRows; lane += kWidth) {
+    const F lse = load<F>(constants.lse + lane);
+    const F t_mean = load<F>(constants.t_mean + lane);
+    const F g_mean = load<F>(constants.g_mean + lane);
+    const F g_mean_less = load<F>(constants.g_mean_less + lane);
+    const I begin = load<I>(tile.begin + lane);
+    const I end = load<I>(tile.end + lane);
+    float* row = tile.scores + lane;
+    for (int32_t key = 0; key < tile.num_keys; ++key, row += 2 * kRows) {
+      F s = load<F>(row) * tile.softmax_scale - lse;
+      if (tile.masked) s = (begin <= key) & (end > key) ? s : splat<kWidth>(-kInfinity);
+      const F p = exponential<kWidth>(s);
+      const F deviation = load<F>(g + key * kRows + lane) - g_mean;
+      const F p_deviation = p * deviation;
+      const F a = t_mean - load<F>(row + kRows) + 1.0f;
+      store(row, (a * p_deviation + p * g_mean_less) * softmax_scale);
+      store(row + kRows, -p_deviation);
+    }
+  }
+}
+
+static void backward_query_tile(const BackwardInputs& inputs, const QueryTile& tile,
+                                const QueryGradients& gradients, float* scratch) {
+  constexpr int kRows = kWideRows;
+  const TileInputs& in = inputs.tile;
+  const int head_dim = in.head_dim;
+  const int padded = padded_dim(head_dim);
+  ScratchCursor cursor{scratch};
+  float* const key_rows = cursor.take(2 * kKeyTile * padded);  // first the rows of q and r
+  float* const panel = cursor.take(2 * kRows * padded);
+  float* const d_out_panel = cursor.take(kRows * padded);
+  float* const sums = cursor.take(2 * kRows * padded);
+  float* const g = cursor.take(kKeyTile * kRows);
+  ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * 2 * kRows),
+                          .num_keys = 0,
+                          .softmax_scale = in.softmax_scale,
+                          .masked = false,
+                          .begin = {},
+                          .end = {}};
+  load_query_panel<kRows>(in, tile, key_rows, panel);
+  load_rows(key_rows, inputs.d_out, tile, in.group, head_dim, padded, kRows);
+  transpose(d_out_panel, kRows, key_rows, padded, kRows, padded);
+  RowConstants<kRows> constants;
+  load_row_constants<kRows>(inputs, tile, d_out_panel, key_rows, sums, constants);
+  store_row_stats<kRows>(constants, tile, gradients.stats);
+  const RowLimits<kRows> limits = row_limits<kRows>(in.band, tile, in.group);
+
+  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * kRows; ++idx) sums[idx] = 0.0f;
+  for (int64_t key = tile.key_begin; key < tile.key_end; key += kKeyTile) {
+    const int64_t left = tile.key_end - key;
+    scores.num_keys = left < kKeyTile ? left : kKeyTile;
+    const FloatRows v = load_keys(in.v, key, scores.num_keys, head_dim, padded, key_rows);
+    set_product<kRows>(g, v.data, v.stride, d_out_panel, scores.num_keys, head_dim);
+    const FloatRows k = load_keys(in.k, key, scores.num_keys, head_dim, padded, key_rows);
+    set_product<2 * kRows>(scores.scores, k.data, k.stride, panel, scores.num_keys, head_dim);
+    scores.masked = limits.cut(key, scores.num_keys);
+    if (scores.masked) limits.relative(key, scores.begin, scores.end);
+    query_score_gradients<kRows>(scores, g, constants, in.softmax_scale);
+    add_transposed_product<2 * kRows>(sums, k.data, k.stride, scores.scores, head_dim,
+                                      scores.num_keys);
+  }
+  transpose(key_rows, padded, sums, 2 * kRows, padded, 2 * kRows);
+  store_rows(gradients.dq, key_rows, tile, in.group, head_dim, padded);
+  store_rows(gradients.dr, key_rows + kRows * padded, tile, in.group, head_dim, padded);
+}
+
+/// Scores of one tile of the key pass, [rows][kKeyTile] each: s -> scale ds, t -> dt, g -> w.
+struct KeyScores {
+  float *s, *t, *g;
+};
+
+/// The row's visible keys relative to the tile; all of them unless some row of the tile is cut.
+struct LaneRange {
+  int32_t begin, end;
+};
+
+static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
+                                float softmax_scale) {
+  constexpr int kWidth = kVectorFloats;
+  using F = Floats<kWidth>;
+  using I = Ints<kWidth>;
+  const bool masked = visible.begin > 0 || visible.end < kKeyTile;
+  for (int lane = 0; lane < kKeyTile; lane += kWidth) {
+    F s = load<F>(row.s + lane) * softmax_scale - stats.lse;
+    if (masked) {
+      const I key = iota<kWidth>() + lane;
+      s = (key >= visible.begin) & (key < visible.end) ? s : splat<kWidth>(-kInfinity);
+    }
+    const F p = exponential<kWidth>(s);
+    const F p_deviation = p * (load<F>(row.g + lane) - stats.g_mean);
+    const F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
+    store(row.s + lane, (a * p_deviation + p * stats.g_mean_less) * softmax_scale);
+    store(row.t + lane, -p_deviation);
+    store(row.g + lane, p * a);
+  }
+}
+
+/// panel[Dp][kKeyTile] = the transposed keys, zero lanes beyond the last.
+static void load_key_panel(const KeyTensor& tensor, const KeyTile& tile, int head_dim, float* rows,
+                           float* panel) {
+  const int padded = padded_dim(head_dim);
+  for (int64_t idx = 0; idx < tile.num_keys; ++idx)
+    load_row(rows + idx * padded, key_address(tensor, tile.first_key + idx), tensor.dtype, head_dim,
+             padded);
+  for (int64_t idx = tile.num_keys * padded; idx < static_cast<int64_t>(kKeyTile) * padded; ++idx)
+    rows[idx] = 0.0f;
+  transpose(panel, kKeyTile, rows, padded, kKeyTile, padded);
+}
+
+static void store_key_panel(const RowTensor<void>& tensor, const KeyTile& tile, int head_dim,
+                            const float* panel, float* rows) {
+  const int padded = padded_dim(head_dim);
+  transpose(rows, padded, panel, kKeyTile, padded, kKeyTile);
+  const QueryTile keys{
+      .first_row = tile.first_key, .num_rows = tile.num_keys, .key_begin = 0, .key_end = 0};
+  store_rows(tensor, rows, keys, 1, head_dim, padded);
+}
+
+static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile, float* scratch) {
+  constexpr int kRows = 64;  // rows per step
+  const TileInputs& in = inputs.tile;
+  const int head_dim = in.head_dim;
+  const int padded = padded_dim(head_dim);
+  const int64_t panel_floats = static_cast<int64_t>(kKeyTile) * padded;
+  ScratchCursor cursor{scratch};
+  float* const q = cursor.take(kRows * padded);
+  float* const r = cursor.take(kRows * padded);
+  float* const d_out = cursor.take(kRows * padded);
+  float* const k_panel = cursor.take(panel_floats);
+  float* const v_panel = cursor.take(panel_floats);
+  float* const dk = cursor.take(panel_floats);
+  float* const dv = cursor.take(panel_floats);
+  const KeyScores scores{.s = cursor.take(kRows * kKeyTile),
+                         .t = cursor.take(kRows * kKeyTile),
+                         .g = cursor.take(kRows * kKeyTile)};
+  load_key_panel(in.k, tile, head_dim, q, k_panel);
+  load_key_panel(in.v, tile, head_dim, q, v_panel);
+  for (int64_t idx = 0; idx < panel_floats; ++idx) dk[idx] = dv[idx] = 0.0f;
+
+  for (int64_t first = tile.row_begin; first < tile.row_end; first += kRows) {
+    const int64_t left = tile.row_end - first;
+    const QueryTile rows{
+        .first_row = first, .num_rows = left < kRows ? left : kRows, .key_begin = 0, .key_end = 0};
+    load_rows(q, in.q, rows, in.group, head_dim, padded, 0);
+    load_rows(r, in.r, rows, in.group, head_dim, padded, 0);
+    load_rows(d_out, inputs.d_out, rows, in.group, head_dim, padded, 0);
+    set_product<kKeyTile>(scores.s, q, padded, k_panel, rows.num_rows, head_dim);
+    set_product<kKeyTile>(scores.t, r, padded, k_panel, rows.num_rows, head_dim);
+    set_product<kKeyTile>(scores.g, d_out, padded, v_panel, rows.num_rows, head_dim);
+    for (int64_t row = 0; row < rows.num_rows; ++row) {
+      const int64_t token = (first + row) / in.group;
+      const int64_t begin = band_begin(in.band, token) - tile.first_key;
+      const int64_t end = band_end(in.band, token) - tile.first_key;
+      const LaneRange visible{
+          .begin = static_cast<int32_t>(begin < 0 ? 0 : (begin > kKeyTile ? kKeyTile : begin)),
+          .end = static_cast<int32_t>(end < 0 ? 0 : (end > kKeyTile ? kKeyTile : end))};
+      const int64_t offset = row * kKeyTile;
+      key_score_gradients({.s = scores.s + offset, .t = scores.t + offset, .g = scores.g + offset},
+                          tile.stats[first + row], visible, in.softmax_scale);
+    }
+    add_transposed_product<kKeyTile>(dk, q, padded, scores.s, head_dim, rows.num_rows);
+    add_transposed_product<kKeyTile>(dk, r, padded, scores.t, head_dim, rows.num_rows);
+    add_transposed_product<kKeyTile>(dv, d_out, padded, scores.g, head_dim, rows.num_rows);
+  }
+  store_key_panel(tile.dk, tile, head_dim, dk, q);
+  store_key_panel(tile.dv, tile, head_dim, dv, q);
+}
+
+}  // namespace
+}  // namespace parallax::cpu

@@ -1,0 +1,49 @@
+// The table of one instruction set's kernels. The including unit sets PLX_VECTOR_BYTES.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/tile/backward_tile.h"
+#include "cpu/tile/forward_tile.h"
+
+namespace parallax::cpu {
+namespace {
+
+void forward(const TileInputs& inputs, const QueryTile& tile, int rows, const TileState& state,
+             float* scratch) {
+  if (rows == kWideRows)
+    forward_tile<kWideRows>(inputs, tile, state, scratch);
+  else
+    forward_tile<kNarrowRows>(inputs, tile, state, scratch);
+}
+
+void merge(const TileState& state, const TileState& other, int head_dim, int rows) {
+  if (rows == kWideRows)
+    merge_tile<kWideRows>(state, other, head_dim);
+  else
+    merge_tile<kNarrowRows>(state, other, head_dim);
+}
+
+void finish(const TileInputs& inputs, const QueryTile& tile, int rows, const TileState& state,
+            const ForwardOutputs& outputs, float* scratch) {
+  if (rows == kWideRows)
+    finish_tile<kWideRows>(inputs, tile, state, outputs, scratch);
+  else
+    finish_tile<kNarrowRows>(inputs, tile, state, outputs, scratch);
+}
+
+void exponential_array(const float* x, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = exponential<4>(splat<4>(x[i]))[0];
+}
+
+constexpr Kernels make_kernels(const char* isa) {
+  return {.isa = isa,
+          .forward = forward,
+          .merge = merge,
+          .finish = finish,
+          .backward_query = backward_query_tile,
+          .backward_key = backward_key_tile,
+          .exponential = exponential_array};
+}
+
+}  // namespace
+}  // namespace parallax::cpu

@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/truth.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "reference/backend.h"
+#include "support/host_tensor.h"
+
+namespace parallax::testing {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+HostTensor doubles(const std::vector<double>& values, std::vector<int64_t> sizes) {
+  return HostTensor::of(DType::kFloat64, std::move(sizes), values);
+}
+
+HostTensor cu_seqlens(const PackedProblem& problem, int64_t SequenceLengths::* length) {
+  std::vector<int32_t> starts{0};
+  for (const SequenceLengths& sequence : problem.sequences)
+    starts.push_back(starts.back() + static_cast<int32_t>(sequence.*length));
+  const auto count = static_cast<int64_t>(starts.size());
+  return HostTensor::ints(starts, {count});
+}
+
+/// The problem as float64 tensors of a packed call.
+struct DoubleInputs {
+  HostTensor q, r, k, v, cu_q, cu_k;
+  std::vector<int64_t> q_sizes, k_sizes, stat_sizes;
+
+  explicit DoubleInputs(const PackedProblem& problem)
+      : cu_q(cu_seqlens(problem, &SequenceLengths::num_queries)),
+        cu_k(cu_seqlens(problem, &SequenceLengths::num_keys)),
+        q_sizes{problem.total_queries(), problem.num_heads_q, problem.head_dim},
+        k_sizes{problem.total_keys(), problem.num_heads_kv, problem.head_dim},
+        stat_sizes{problem.num_heads_q, problem.total_queries()} {
+    q = doubles(problem.q, q_sizes);
+    r = doubles(problem.r, q_sizes);
+    k = doubles(problem.k, k_sizes);
+    v = doubles(problem.v, k_sizes);
+  }
+};
+
+/// [rows, columns] -> [columns, rows].
+std::vector<double> transposed(const std::vector<double>& values, int64_t rows, int64_t columns) {
+  std::vector<double> result(values.size());
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < columns; ++column)
+      result[static_cast<size_t>(column * rows + row)] =
+          values[static_cast<size_t>(row * columns + column)];
+  return result;
+}
+
+/// Three ways to write the plain loop that differ in rounding only.
+enum class Spelling : uint8_t {
+  kTextbook,   // terms in order; scale (q . k); (1 + t_mean) - t
+  kReversed,   // terms, keys and queries from the last to the first; (scale q) . k
+  kRegrouped,  // even terms before odd ones; 1 + (t_mean - t); p outside the brackets
+};
+constexpr Spelling kSpellings[] = {Spelling::kTextbook, Spelling::kReversed, Spelling::kRegrouped};
+
+/// One (query, head) row of the plain loop: its visible keys and what both passes need.
+struct PlainRow {
+  size_t query = 0;  // offset of its D numbers in q
+  size_t stat = 0;   // its entry in lse
+  int64_t key_begin = 0, key_end = 0;
+  int64_t head_kv = 0;
+};
+
+class PlainLoop {
+ public:
+  PlainLoop(const PackedProblem& problem, DType dtype, Spelling spelling)
+      : problem_(problem),
+        dtype_(dtype),
+        spelling_(spelling),
+        D_(static_cast<size_t>(problem.head_dim)),
+        scale_(static_cast<float>(problem.scale())),
+        q_(problem.q.begin(), problem.q.end()),
+        r_(problem.r.begin(), problem.r.end()),
+        k_(problem.k.begin(), problem.k.end()),
+        v_(problem.v.begin(), problem.v.end()) {}
+
+  /// In the order of the spelling.
+  std::vector<PlainRow> rows() const {
+    std::vector<PlainRow> result;
+    int64_t query_start = 0, key_start = 0;
+    for (const auto& [num_queries, num_keys] : problem_.sequences) {
+      for (int64_t i = 0; i < num_queries; ++i) {
+        int64_t begin = 0, end = num_keys;
+        if (problem_.options.mask == Mask::kCausal) {
+          end = std::max<int64_t>(0, i + num_keys - num_queries + 1);
+          if (problem_.options.window && *problem_.options.window < end)
+            begin = end - *problem_.options.window;
+        }
+        for (int64_t h = 0; h < problem_.num_heads_q; ++h) {
+          const auto stat = static_cast<size_t>((query_start + i) * problem_.num_heads_q + h);
+          result.push_back({.query = stat * D_,
+                            .stat = stat,
+                            .key_begin = key_start + begin,
+                            .key_end = key_start + end,
+                            .head_kv = h / (problem_.num_heads_q / problem_.num_heads_kv)});
+        }
+      }
+      query_start += num_queries;
+      key_start += num_keys;
+    }
+    if (spelling_ == Spelling::kReversed) std::reverse(result.begin(), result.end());
+    return result;
+  }
+
+  /// The row's keys in the order of the spelling.
+  std::vector<size_t> key_offsets(const PlainRow& row) const {
+    std::vector<size_t> offsets;
+    for (int64_t key = row.key_begin; key < row.key_end; ++key)
+      offsets.push_back(static_cast<size_t>(key * problem_.num_heads_kv + row.head_kv) * D_);
+    if (spelling_ == Spelling::kReversed) std::reverse(offsets.begin(), offsets.end());
+    return offsets;
+  }
+
+  /// scale q.k
+  float score(const PlainRow& row, size_t key) const {
+    if (spelling_ != Spelling::kReversed) return scale_ * dot(q_, row.query, k_, key);
+    float sum = 0.0f;
+    for (size_t d = D_; d-- > 0;) sum += scale_ * q_[row.query + d] * k_[key + d];
+    return sum;
+  }
+
+  float dot(const std::vector<float>& a, size_t a_offset, const std::vector<float>& b,
+            size_t b_offset) const {
+    float sum = 0.0f;
+    const auto add = [&](size_t d) { sum += a[a_offset + d] * b[b_offset + d]; };
+    switch (spelling_) {
+      case Spelling::kTextbook:
+        for (size_t d = 0; d < D_; ++d) add(d);
+        break;
+      case Spelling::kReversed:
+        for (size_t d = D_; d-- > 0;) add(d);
+        break;
+      case Spelling::kRegrouped:
+        for (size_t d = 0; d < D_; d += 2) add(d);
+        for (size_t d = 1; d < D_; d += 2) add(d);
+        break;
+    }
+    return sum;
+  }
+
+  float round(float value) const { return static_cast<float>(testing::rounded(dtype_, value)); }
+
+  ForwardValues forward() const;
+  GradientValues backward(const ForwardValues& saved) const;
+
+ private:
+  void forward_row(const PlainRow& row, ForwardValues& result) const;
+
+  const PackedProblem& problem_;
+  DType dtype_;
+  Spelling spelling_;
+  size_t D_;
+  float scale_;
+  std::vector<float> q_, r_, k_, v_;
+};
+
+void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
+  const std::vector<size_t> keys = key_offsets(row);
+  result.lse[row.stat] = -std::numeric_limits<double>::infinity();
+  if (keys.empty()) return;
+  std::vector<float> s, t;
+  for (const size_t key : keys) {
+    s.push_back(score(row, key));
+    t.push_back(dot(r_, row.query, k_, key));
+  }
+  const float max = *std::max_element(s.begin(), s.end());
+  float weight = 0.0f, t_sum = 0.0f;
+  std::vector<float> o1(D_), o2(D_);
+  for (size_t x = 0; x < s.size(); ++x) {
+    const float p = std::exp(s[x] - max);
+    weight += p;
+    t_sum += p * t[x];
+    const float p_rounded = round(p);
+    const float pt_rounded = round(p * t[x]);
+    for (size_t d = 0; d < D_; ++d) {
+      o1[d] += p_rounded * v_[keys[x] + d];
+      o2[d] += pt_rounded * v_[keys[x] + d];
+    }
+  }
+  const float t_mean = t_sum / weight;
+  result.lse[row.stat] = max + std::log(weight);
+  result.t_mean[row.stat] = t_mean;
+  for (size_t d = 0; d < D_; ++d) {
+    result.out_softmax[row.query + d] = round(o1[d] / weight);
+    result.out[row.query + d] = round(o1[d] / weight * (1.0f + t_mean) - o2[d] / weight);
+  }
+}
+
+ForwardValues PlainLoop::forward() const {
+  ForwardValues result;
+  result.out.resize(q_.size());
+  result.out_softmax.resize(q_.size());
+  result.lse.resize(q_.size() / D_);
+  result.t_mean.resize(q_.size() / D_);
+  for (const PlainRow& row : rows()) forward_row(row, result);
+  return result;
+}
+
+GradientValues PlainLoop::backward(const ForwardValues& saved) const {
+  const std::vector<float> d_out(problem_.d_out.begin(), problem_.d_out.end());
+  const std::vector<float> out(saved.out.begin(), saved.out.end());
+  const std::vector<float> out_softmax(saved.out_softmax.begin(), saved.out_softmax.end());
+  std::vector<float> dq(q_.size()), dr(q_.size()), dk(k_.size()), dv(k_.size());
+  for (const PlainRow& row : rows()) {
+    const auto lse = static_cast<float>(saved.lse[row.stat]);
+    const auto t_mean = static_cast<float>(saved.t_mean[row.stat]);
+    const float g_mean = dot(d_out, row.query, out_softmax, row.query);
+    const float tau = dot(d_out, row.query, out, row.query);
+    for (const size_t key : key_offsets(row)) {
+      const float p = std::exp(score(row, key) - lse);
+      const float t = dot(r_, row.query, k_, key);
+      const float g = dot(d_out, row.query, v_, key);
+      const bool regrouped = spelling_ == Spelling::kRegrouped;
+      const float a = regrouped ? 1.0f + (t_mean - t) : 1.0f + t_mean - t;
+      const float gradient = regrouped ? p * (a * (g - g_mean) + (g_mean - tau))
+                                       : p * a * (g - g_mean) + p * (g_mean - tau);
+      const float ds = round(scale_ * gradient);
+      const float dt = round(-p * (g - g_mean));
+      const float w = round(p * a);
+      for (size_t d = 0; d < D_; ++d) {
+        dq[row.query + d] += ds * k_[key + d];
+        dr[row.query + d] += dt * k_[key + d];
+        dk[key + d] += ds * q_[row.query + d] + dt * r_[row.query + d];
+        dv[key + d] += w * d_out[row.query + d];
+      }
+    }
+  }
+  const auto store = [&](const std::vector<float>& sums) {
+    std::vector<double> values;
+    for (const float sum : sums) values.push_back(round(sum));
+    return values;
+  };
+  return {.dq = store(dq), .dr = store(dr), .dk = store(dk), .dv = store(dv)};
+}
+
+void raise(Errors& errors, const Errors& other) {
+  errors.max = std::max(errors.max, other.max);
+  errors.rms = std::max(errors.rms, other.rms);
+}
+
+}  // namespace
+
+int64_t PackedProblem::total_queries() const {
+  int64_t total = 0;
+  for (const SequenceLengths& sequence : sequences) total += sequence.num_queries;
+  return total;
+}
+
+int64_t PackedProblem::total_keys() const {
+  int64_t total = 0;
+  for (const SequenceLengths& sequence : sequences) total += sequence.num_keys;
+  return total;
+}
+
+double PackedProblem::scale() const {
+  return options.softmax_scale ? static_cast<double>(*options.softmax_scale)
+                               : 1.0 / std::sqrt(static_cast<double>(head_dim));
+}
+
+ForwardValues true_forward(const PackedProblem& problem) {
+  const DoubleInputs in(problem);
+  HostTensor out(DType::kFloat64, in.q_sizes), out_softmax(DType::kFloat64, in.q_sizes);
+  HostTensor lse(DType::kFloat64, in.stat_sizes), t_mean(DType::kFloat64, in.stat_sizes);
+  reference::backend().forward({.q = in.q.view(),
+                                .r = in.r.view(),
+                                .k = in.k.view(),
+                                .v = in.v.view(),
+                                .cu_seqlens_q = in.cu_q.view(),
+                                .cu_seqlens_k = in.cu_k.view(),
+                                .options = problem.options,
+                                .out = out.view(),
+                                .out_softmax = out_softmax.view(),
+                                .lse = lse.view(),
+                                .t_mean = t_mean.view()});
+  const int64_t heads = problem.num_heads_q, total = problem.total_queries();
+  return {.out = out.values(),
+          .out_softmax = out_softmax.values(),
+          .lse = transposed(lse.values(), heads, total),
+          .t_mean = transposed(t_mean.values(), heads, total)};
+}
+
+GradientValues true_backward(const PackedProblem& problem, const ForwardValues& forward) {
+  const DoubleInputs in(problem);
+  const int64_t heads = problem.num_heads_q, total = problem.total_queries();
+  const HostTensor d_out = doubles(problem.d_out, in.q_sizes);
+  const HostTensor out = doubles(forward.out, in.q_sizes);
+  const HostTensor out_softmax = doubles(forward.out_softmax, in.q_sizes);
+  const HostTensor lse = doubles(transposed(forward.lse, total, heads), in.stat_sizes);
+  const HostTensor t_mean = doubles(transposed(forward.t_mean, total, heads), in.stat_sizes);
+  HostTensor dq(DType::kFloat64, in.q_sizes), dr(DType::kFloat64, in.q_sizes);
+  HostTensor dk(DType::kFloat64, in.k_sizes), dv(DType::kFloat64, in.k_sizes);
+  reference::backend().backward({.d_out = d_out.view(),
+                                 .q = in.q.view(),
+                                 .r = in.r.view(),
+                                 .k = in.k.view(),
+                                 .v = in.v.view(),
+                                 .out = out.view(),
+                                 .out_softmax = out_softmax.view(),
+                                 .lse = lse.view(),
+                                 .t_mean = t_mean.view(),
+                                 .cu_seqlens_q = in.cu_q.view(),
+                                 .cu_seqlens_k = in.cu_k.view(),
+                                 .options = problem.options,
+                                 .dq = dq.view(),
+                                 .dr = dr.view(),
+                                 .dk = dk.view(),
+                                 .dv = dv.view()});
+  return {.dq = dq.values(), .dr = dr.values(), .dk = dk.values(), .dv = dv.values()};
+}
+
+double distance(double value, double truth) {
+  if (value == truth) return 0.0;
+  const double difference = std::abs(value - truth);
+  return std::isnan(difference) ? std::numeric_limits<double>::infinity() : difference;
+}
+
+Errors errors_of(const std::vector<double>& values, const std::vector<double>& truth) {
+  Errors errors;
+  double sum = 0.0;
+  for (size_t idx = 0; idx < truth.size(); ++idx) {
+    const double error = distance(values[idx], truth[idx]);
+    sum += error * error;
+    errors.max = std::max(errors.max, error);
+  }
+  if (!truth.empty()) errors.rms = std::sqrt(sum / static_cast<double>(truth.size()));
+  return errors;
+}
+
+ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& truth, DType dtype) {
+  ForwardErrors errors;
+  for (const Spelling spelling : kSpellings) {
+    const ForwardValues values = PlainLoop(problem, dtype, spelling).forward();
+    raise(errors.out, errors_of(values.out, truth.out));
+    raise(errors.out_softmax, errors_of(values.out_softmax, truth.out_softmax));
+    raise(errors.lse, errors_of(values.lse, truth.lse));
+    raise(errors.t_mean, errors_of(values.t_mean, truth.t_mean));
+  }
+  return errors;
+}
+
+GradientErrors plain_errors(const PackedProblem& problem, const GradientValues& truth,
+                            const ForwardValues& saved, DType dtype) {
+  GradientErrors errors;
+  for (const Spelling spelling : kSpellings) {
+    const GradientValues values = PlainLoop(problem, dtype, spelling).backward(saved);
+    raise(errors.dq, errors_of(values.dq, truth.dq));
+    raise(errors.dr, errors_of(values.dr, truth.dr));
+    raise(errors.dk, errors_of(values.dk, truth.dk));
+    raise(errors.dv, errors_of(values.dv, truth.dv));
+  }
+  return errors;
+}
+
+ForwardValues rounded(const ForwardValues& values, DType dtype) {
+  ForwardValues result = values;
+  for (double& value : result.out) value = rounded(dtype, value);
+  for (double& value : result.out_softmax) value = rounded(dtype, value);
+  for (double& value : result.lse) value = rounded(DType::kFloat32, value);
+  for (double& value : result.t_mean) value = rounded(DType::kFloat32, value);
+  return result;
+}
+
+}  // namespace parallax::testing
