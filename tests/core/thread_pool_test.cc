@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <set>
 #include <stdexcept>
 
@@ -48,6 +49,21 @@ TEST(ThreadPool, UsesMoreThanOneThread) {
     threads.insert(std::this_thread::get_id());
   });
   EXPECT_EQ(threads.size(), 2u);
+}
+
+TEST(ThreadPool, ReturnsOnlyAfterTheSlowestWorker) {
+  ThreadPool pool(2);
+  const auto caller = std::this_thread::get_id();
+  std::atomic<int> started = 0;
+  bool worker_done = false;  // plain: run() itself must order the write before the read
+  pool.run(2, [&](int64_t) {
+    ++started;
+    while (started < 2) std::this_thread::yield();
+    if (std::this_thread::get_id() == caller) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    worker_done = true;
+  });
+  EXPECT_TRUE(worker_done);
 }
 
 TEST(ThreadPool, ExceptionOfATaskReachesTheCallerAndThePoolSurvives) {
