@@ -29,7 +29,7 @@ struct ModelConfig {
   bool tie_word_embeddings = true;
   std::optional<int64_t> bos_token_id;
   std::optional<int64_t> eos_token_id;
-  /// Keys visible to a query, itself included; all when absent.
+  /// Keys visible to a query in every layer, itself included; all when absent.
   std::optional<int64_t> sliding_window;
   /// The token mixer of each layer, by name; one name stands for all layers.
   std::vector<std::string> mixers = {"parallax"};
@@ -47,6 +47,7 @@ struct ModelConfig {
   const std::string& mixer_of(int64_t layer_idx) const;
   /// Throws parallax::Error unless every field is in range and they fit together.
   void validate() const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 /// Calls visitor(name, field) for every field of config.json: reading, writing, comparing and
@@ -79,9 +80,16 @@ void visit_fields(Config& config, Visitor&& visitor) {
   visitor("r_norm_init", config.r_norm_init);
 }
 
-/// Reads a checkpoint folder's config.json. Qwen3, Qwen2 and Llama files become softmax models.
-/// Unknown fields of another model_type are ignored; unknown fields of our own are errors.
+/// Reads a config.json. Qwen3, Qwen2 and Llama files become softmax models of that model_type, with
+/// transformers' meaning of absent fields. Unknown fields of those are ignored; unknown fields of
+/// our own model_type are errors that name the nearest known one. What would change the model's
+/// function and is not built (RoPE scaling, other activations, windows on some layers only, ...) is
+/// refused by name.
+ModelConfig load_config_file(const std::filesystem::path& path);
+/// load_config_file(folder/config.json).
 ModelConfig load_config(const std::filesystem::path& folder);
+/// The text of config.json, which load_config_file() reads back to an equal config.
+std::string to_json(const ModelConfig& config);
 /// Writes folder/config.json atomically.
 void save_config(const ModelConfig& config, const std::filesystem::path& folder);
 

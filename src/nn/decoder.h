@@ -11,7 +11,9 @@
 #include <memory>
 #include <vector>
 
+#include "nn/block.h"
 #include "nn/config.h"
+#include "nn/linear.h"
 #include "nn/mixer.h"
 
 namespace parallax::nn {
@@ -24,12 +26,34 @@ struct DecoderCache {
   int64_t bytes() const;
 };
 
+struct DecoderOptions {
+  /// torch::kMeta gives shapes without memory.
+  torch::Device device = torch::kCPU;
+  /// Fill the parameters (init.h); without, they hold whatever the memory held.
+  bool initialize = true;
+};
+
+namespace internal {
+
+/// Everything below the head, under the prefix "model." that parameter names carry.
+struct ModelImpl : torch::nn::Module {
+  ModelImpl(const ModelConfig& config, torch::Device device);
+  Linear embed_tokens{nullptr};  ///< [V, C]; a table, not applied as a map
+  torch::nn::ModuleList layers{nullptr};
+  std::vector<Block> blocks;  ///< the same modules as `layers`, by their type
+  RmsNorm norm{nullptr};
+};
+TORCH_MODULE(Model);
+
+}  // namespace internal
+
 /// Parameter names are Hugging Face's: model.embed_tokens.weight,
-/// model.layers.0.self_attn.q_proj...
+/// model.layers.0.self_attn.q_proj.weight, ...
 class DecoderImpl : public torch::nn::Module {
  public:
-  /// Parameters are float32 and initialised normal(0, initializer_range); norm gains 1.
-  explicit DecoderImpl(const ModelConfig& config);
+  /// Parameters are float32, initialised as init.h says. Throws parallax::Error if the config is
+  /// not valid.
+  explicit DecoderImpl(const ModelConfig& config, DecoderOptions options = {});
 
   /// Final-norm hidden states [B, T, C] of tokens int64 [B, T]; every sequence starts at position
   /// 0.
@@ -38,9 +62,12 @@ class DecoderImpl : public torch::nn::Module {
   torch::Tensor logits(const torch::Tensor& hidden);
   torch::Tensor forward(const torch::Tensor& tokens_BT) { return logits(hidden(tokens_BT)); }
 
+  /// In the parameters' dtype, or autocast's where it is on. Memory of all `capacity` tokens is
+  /// taken at once.
   DecoderCache make_cache(int64_t batch_size, int64_t capacity) const;
   /// Hidden states [N, C] of new tokens: sequence b gets the next num_new_tokens[b] entries of
-  /// tokens int64 [N]. The cache grows by them. Inference only.
+  /// tokens int64 [N]; counts may differ and be 0. The cache grows by them. Throws if one sequence
+  /// would exceed the capacity; then the cache is as before. Inference only.
   torch::Tensor decode(const torch::Tensor& tokens_N, const std::vector<int64_t>& num_new_tokens,
                        DecoderCache& cache);
 
@@ -53,9 +80,16 @@ class DecoderImpl : public torch::nn::Module {
   double flops(int64_t num_tokens) const;
 
  private:
+  torch::Tensor embed(const torch::Tensor& tokens) const;
+
   ModelConfig config_;
+  internal::Model model_{nullptr};
+  Linear lm_head_{nullptr};
   bool activation_checkpointing_ = false;
 };
 TORCH_MODULE(Decoder);
+
+/// Elements of all parameters; those of a tied head count once.
+int64_t num_parameters(const torch::nn::Module& module);
 
 }  // namespace parallax::nn

@@ -227,7 +227,7 @@ def test_special_tokens_as_plain_text_give_equal_ids(encoder):
 
 def test_every_known_character_alone_and_with_neighbours_gives_equal_ids(encoder):
     encoder.assert_equal("\n".join(KNOWN).encode())
-    encoder.assert_equal("".join(f"a{c}b {c}1{c}\n" for c in KNOWN[:20_000]).encode())
+    encoder.assert_equal("".join(f"a{c}b {c}1{c}\n" for c in KNOWN[:8_000]).encode())
 
 
 def test_long_runs_give_equal_ids(encoder):
@@ -251,17 +251,17 @@ def test_the_end_of_a_text_may_cut_a_character(encoder):
 
 
 def test_decoding_gives_back_the_text(encoder):
-    text = library_sources(50_000).decode(errors="replace") + "".join(FRAGMENTS)
-    decoded = encoder.decode(encoder.ids(text.encode(), mode="plain")).decode()
-    prefix = " " if "prefix" in encoder.folder.name and not text.startswith(" ") else ""
-    if encoder.theirs.normalizer is not None:
-        text = unicodedata.normalize("NFC", text)
-    if not prefix:  # with a prefix space, stripping tokens inside the text get spaces as well
-        stripped = text.replace(" ", "").replace("\t", "").replace("\n", "")
-        assert "".join(decoded.split(" ")).replace("\t", "").replace("\n", "") == stripped
+    # Added tokens that take white space with them give back less, so they stay out of this text.
+    stripping = [token.content for token in ADDED if token.lstrip or token.rstrip]
+    fragments = "".join(fragment for fragment in FRAGMENTS if fragment not in stripping)
+    text = " " + library_sources(50_000).decode(errors="replace") + fragments
+    for content in [*SPECIAL, *(token.content for token in ADDED)]:
+        text = text.replace(content, "")
+    expected = text if encoder.theirs.normalizer is None else unicodedata.normalize("NFC", text)
+    assert encoder.decode(encoder.ids(text.encode())).decode() == expected
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_fuzz_gives_equal_ids(encoder, seed):
     rng = random.Random(f"fuzz {seed}")
     contents = mixed_bytes(rng, 20_000)

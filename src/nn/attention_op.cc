@@ -1,0 +1,94 @@
+// Calls parallax::attention_forward, attention_backward and decode through Torch's dispatcher. The
+// stable ABI that registers them has no autograd, so the derivative is declared here.
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/attention_op.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <string>
+#include <tuple>
+
+/// The ops' library namespace, defined by libparallax_torch.so. Using it is what makes a linker
+/// with
+/// --as-needed keep the library, whose ops are otherwise only found by name at run time.
+extern "C" const char* const parallax_torch_ops;
+
+namespace parallax::nn {
+namespace {
+
+using torch::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+
+using ForwardOp = FourTensors(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
+                              const OptionalTensor& cu_seqlens_q,
+                              const OptionalTensor& cu_seqlens_k, std::optional<double> scale,
+                              bool causal, std::optional<int64_t> window, bool deterministic);
+using BackwardOp = FourTensors(const Tensor& d_out, const Tensor& q, const Tensor& r,
+                               const Tensor& k, const Tensor& v, const Tensor& out,
+                               const Tensor& out_softmax, const Tensor& lse, const Tensor& t_mean,
+                               const OptionalTensor& cu_seqlens_q,
+                               const OptionalTensor& cu_seqlens_k, std::optional<double> scale,
+                               bool causal, std::optional<int64_t> window, bool deterministic);
+using DecodeOp = FourTensors(const Tensor& q, const Tensor& r, const Tensor& k_cache,
+                             const Tensor& v_cache, const OptionalTensor& cache_starts,
+                             const OptionalTensor& cache_seqlens,
+                             const OptionalTensor& cu_seqlens_q, const OptionalTensor& page_table,
+                             const OptionalTensor& k_scale, const OptionalTensor& v_scale,
+                             std::optional<double> scale, std::optional<int64_t> window,
+                             bool batch_invariant);
+
+template <typename Signature>
+auto find_op(const char* name) {
+  const std::string full_name = std::string(parallax_torch_ops) + "::" + name;
+  return c10::Dispatcher::singleton().findSchemaOrThrow(full_name.c_str(), "").typed<Signature>();
+}
+
+class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
+ public:
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& r,
+                        const Tensor& k, const Tensor& v, std::optional<int64_t> window) {
+    static const auto op = find_op<ForwardOp>("attention_forward");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [out, out_softmax, lse, t_mean] =
+        op.call(q, r, k, v, std::nullopt, std::nullopt, std::nullopt, /*causal=*/true, window,
+                /*deterministic=*/true);
+    ctx->save_for_backward({q, r, k, v, out, out_softmax, lse, t_mean});
+    ctx->saved_data["window"] = window;
+    return out;
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 torch::autograd::variable_list d_outputs) {
+    static const auto op = find_op<BackwardOp>("attention_backward");
+    const auto saved = ctx->get_saved_variables();
+    const auto window = ctx->saved_data["window"].toOptional<int64_t>();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [dq, dr, dk, dv] =
+        op.call(d_outputs[0].contiguous(), saved[0], saved[1], saved[2], saved[3], saved[4],
+                saved[5], saved[6], saved[7], std::nullopt, std::nullopt, std::nullopt,
+                /*causal=*/true, window, /*deterministic=*/true);
+    return {dq, dr, dk, dv, Tensor()};
+  }
+};
+
+}  // namespace
+
+Tensor attention(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
+                 std::optional<int64_t> window) {
+  return AttentionFunction::apply(q, r, k, v, window);
+}
+
+Tensor cached_attention(const Tensor& q, const Tensor& r, const Tensor& k_cache,
+                        const Tensor& v_cache, const DecodeStep& step,
+                        std::optional<int64_t> window) {
+  static const auto op = find_op<DecodeOp>("decode");
+  at::AutoDispatchBelowADInplaceOrView guard;
+  return std::get<0>(op.call(q, r, k_cache, v_cache, /*cache_starts=*/std::nullopt,
+                             step.cache_seqlens, step.cu_seqlens, /*page_table=*/std::nullopt,
+                             /*k_scale=*/std::nullopt, /*v_scale=*/std::nullopt,
+                             /*scale=*/std::nullopt, window, /*batch_invariant=*/false));
+}
+
+}  // namespace parallax::nn
