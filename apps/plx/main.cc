@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   CLI::App app{"plx: train, evaluate and run language models with Parallax attention"};
   app.set_version_flag("--version", PLX_VERSION);
   app.require_subcommand(1);
+  parallax::plx::add_prepare(app);
   try {
     app.parse(argc, argv);
     return 0;

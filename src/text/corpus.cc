@@ -15,6 +15,7 @@
 #include "io/atomic_file.h"
 #include "io/hash.h"
 #include "parallax/error.h"
+#include "text/utf8.h"
 
 namespace parallax::text {
 namespace {
@@ -23,23 +24,6 @@ namespace fs = std::filesystem;
 
 bool is_json_lines(const fs::path& path) {
   return path.extension() == ".jsonl" || path.extension() == ".ndjson";
-}
-
-// Length of the valid UTF-8 character at the start of `bytes`, 0 if there is none.
-size_t utf8_length(std::string_view bytes) {
-  const auto byte = [&](size_t idx) { return static_cast<unsigned char>(bytes[idx]); };
-  const unsigned char first = byte(0);
-  if (first < 0x80) return 1;
-  const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || length > bytes.size()) return 0;
-  for (size_t idx = 1; idx < length; ++idx) {
-    if ((byte(idx) & 0xC0) != 0x80) return 0;
-  }
-  // Overlong forms, surrogates and what lies beyond U+10FFFF show in the second byte.
-  const unsigned char second = byte(1);
-  const bool allowed = !(first == 0xE0 && second < 0xA0) && !(first == 0xED && second >= 0xA0) &&
-                       !(first == 0xF0 && second < 0x90) && !(first == 0xF4 && second >= 0x90);
-  return allowed ? length : 0;
 }
 
 // What the command prints, without the end of the line; nothing if it fails.
@@ -98,10 +82,10 @@ bool looks_binary(std::string_view bytes) {
   if (bytes.find('\0') != std::string_view::npos) return true;
   const size_t allowed = bytes.size() / 10;
   size_t num_invalid = 0;
-  for (size_t position = 0; position < bytes.size() && num_invalid <= allowed;) {
-    const size_t length = utf8_length(bytes.substr(position));
-    num_invalid += length == 0 ? 1 : 0;
-    position += std::max<size_t>(length, 1);
+  while (!bytes.empty() && num_invalid <= allowed) {
+    const Utf8Unit unit = next_utf8(bytes);
+    if (unit.kind != Utf8Kind::kValid) num_invalid += unit.num_bytes;
+    bytes.remove_prefix(unit.num_bytes);
   }
   return num_invalid > allowed;
 }

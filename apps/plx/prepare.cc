@@ -1,0 +1,152 @@
+// plx prepare: text to token shards.
+// SPDX-License-Identifier: Apache-2.0
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "commands.h"
+#include "text/prepare.h"
+#include "text/tokenizer.h"
+
+namespace parallax::plx {
+namespace {
+
+constexpr const char* kFooter = R"(Inputs are text files (one document each), folders (searched
+recursively; files that are not text are left out with a warning) and .jsonl files (one JSON object
+per line, one document each; read as a stream, so they may be larger than memory). Documents with
+the same bytes are kept once. Each document goes to train or validation by a hash of its text; when
+there are so few that validation would stay empty, the tail of the largest one becomes validation.
+
+The output folder appears when everything is written; tokens prepared there before are replaced.
+
+Examples:
+  plx prepare --output data/python --python-sources
+  plx prepare --output data/books books/ more.txt
+  plx prepare --output data/web --tokenizer models/Qwen3-0.6B --field content web.jsonl)";
+
+struct Arguments {
+  text::PrepareOptions options;
+  std::string tokenizer = "bytes";
+};
+
+// One line on stderr, rewritten in place on a terminal, once a second otherwise.
+class ProgressLine {
+ public:
+  void update(const text::CorpusCounts& counts) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - last_ < std::chrono::seconds(1)) return;
+    last_ = now;
+    const double megabytes = static_cast<double>(counts.num_text_bytes) * 1e-6;
+    const double seconds = std::chrono::duration<double>(now - start_).count();
+    std::fprintf(stderr, "%sprepare: %lld documents, %.1f MB, %.1f MB/s%s",
+                 is_terminal_ ? "\r" : "", static_cast<long long>(counts.num_documents), megabytes,
+                 megabytes / seconds, is_terminal_ ? "  " : "\n");
+    is_shown_ = true;
+  }
+  void finish() const {
+    if (is_terminal_ && is_shown_) std::fputc('\n', stderr);
+  }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  }
+
+ private:
+  const bool is_terminal_ = ::isatty(STDERR_FILENO) == 1;
+  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  std::chrono::steady_clock::time_point last_ = start_;
+  bool is_shown_ = false;
+};
+
+void print_left_out(const text::CorpusCounts& counts) {
+  constexpr size_t kMostShown = 5;
+  for (size_t idx = 0; idx < counts.not_text.size() && idx < kMostShown; ++idx) {
+    std::fprintf(stderr, "warning: left out, not text: %s\n", counts.not_text[idx].c_str());
+  }
+  if (counts.not_text.size() > kMostShown) {
+    std::fprintf(stderr, "warning: left out, not text: %zu more files\n",
+                 counts.not_text.size() - kMostShown);
+  }
+}
+
+void print_split(io::Split which, const io::SplitInfo& split) {
+  const double bytes_per_token = split.num_tokens == 0 ? 0.0
+                                                       : static_cast<double>(split.num_text_bytes) /
+                                                             static_cast<double>(split.num_tokens);
+  std::printf("%-12s %12lld %15lld %15lld %12.3f %8zu\n", split_name(which),
+              static_cast<long long>(split.num_documents), static_cast<long long>(split.num_tokens),
+              static_cast<long long>(split.num_text_bytes), bytes_per_token, split.shards.size());
+}
+
+void print_summary(const text::PrepareOptions& options, const text::PrepareResult& result,
+                   double seconds) {
+  std::printf("%-12s %12s %15s %15s %12s %8s\n", "split", "documents", "tokens", "text bytes",
+              "bytes/token", "shards");
+  print_split(io::Split::kTrain, result.manifest.train);
+  print_split(io::Split::kValidation, result.manifest.validation);
+  std::printf("left out: %lld duplicates, %lld empty, %zu not text\n",
+              static_cast<long long>(result.counts.num_duplicates),
+              static_cast<long long>(result.counts.num_empty), result.counts.not_text.size());
+  std::printf("vocabulary %lld, %.1f s, written to %s\n",
+              static_cast<long long>(result.manifest.vocab_size), seconds,
+              options.output.string().c_str());
+}
+
+void prepare(const Arguments& arguments) {
+  const auto tokenizer = arguments.tokenizer == "bytes" ? text::make_byte_tokenizer()
+                                                        : text::load_tokenizer(arguments.tokenizer);
+  ProgressLine line;
+  const text::PrepareResult result =
+      text::prepare_tokens(arguments.options, *tokenizer,
+                           [&](const text::CorpusCounts& counts) { line.update(counts); });
+  line.finish();
+  print_left_out(result.counts);
+  print_summary(arguments.options, result, line.seconds());
+}
+
+}  // namespace
+
+void add_prepare(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("prepare", "Turn text into the token files that training reads");
+  command->footer(kFooter);
+  const auto arguments = std::make_shared<Arguments>();
+  text::PrepareOptions& options = arguments->options;
+  options.num_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  command->add_option("INPUT", options.corpus.inputs, "Text files, folders, .jsonl files")
+      ->type_name("PATH");
+  command->add_option("-o,--output", options.output, "Folder to write")
+      ->type_name("FOLDER")
+      ->required();
+  command->add_flag("--python-sources", options.corpus.python_sources,
+                    "Add the source files of the Python standard library found on this machine");
+  command
+      ->add_option("--tokenizer", arguments->tokenizer,
+                   "A tokenizer.json or the folder that holds one; or bytes: one token per byte")
+      ->type_name("PATH")
+      ->capture_default_str();
+  command
+      ->add_option("--validation-fraction", options.validation_fraction,
+                   "Share of the documents held out for validation, 0 for none")
+      ->check(CLI::Range(0.0, 0.999))
+      ->capture_default_str();
+  command->add_option("--seed", options.seed, "Which documents are held out")
+      ->capture_default_str();
+  command
+      ->add_option("--field", options.corpus.field,
+                   "The field of .jsonl objects that holds the text")
+      ->capture_default_str();
+  command->add_option("--shard-tokens", options.shard_tokens, "Tokens per output file")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  command->add_option("--threads", options.num_threads, "Threads that tokenise")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->callback([arguments] { prepare(*arguments); });
+}
+
+}  // namespace parallax::plx

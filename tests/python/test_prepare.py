@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plx prepare` end to end: the bytes on disk against what this file says they should be."""
+
+import json
+import os
+import re
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import REPO_ROOT, build_path
+
+EOS = 256
+MASK = (1 << 64) - 1
+
+
+def plx_prepare(*arguments, cwd=REPO_ROOT, **options):
+    command = [str(build_path("apps/plx/plx")), "prepare", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=60, **options)
+
+
+def prepared(*arguments, **options):
+    result = plx_prepare(*arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def refused(*arguments, **options):
+    """The one line on stderr of a run that must fail."""
+    result = plx_prepare(*arguments, **options)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert result.stderr.startswith("plx: ") and result.stderr.count("\n") == 1, result.stderr
+    return result.stderr
+
+
+def read_split(folder, split, token_bytes=2):
+    """The documents of a split as lists of ids, every header, size and checksum checked."""
+    info = json.loads((folder / "manifest.json").read_text())["splits"][split]
+    parts = [np.zeros(0, dtype=f"<u{token_bytes}")]
+    for idx, shard in enumerate(info["shards"]):
+        assert shard["file"] == f"{split}-{idx:05}.bin"
+        data = (folder / shard["file"]).read_bytes()
+        assert data[:24] == struct.pack("<8sIIQ", b"PLXTOKEN", 1, token_bytes, shard["tokens"])
+        assert len(data) == 24 + token_bytes * shard["tokens"]
+        assert f"{zlib.crc32(data[24:]):08x}" == shard["crc32"]
+        parts.append(np.frombuffer(data[24:], dtype=f"<u{token_bytes}"))
+    tokens = np.concatenate(parts)
+    assert len(tokens) == info["tokens"]
+    ends = np.flatnonzero(tokens == EOS)
+    assert len(tokens) == 0 or ends[-1] == len(tokens) - 1
+    documents = [part[part != EOS].tolist() for part in np.split(tokens, ends)[:-1]]
+    assert len(documents) == info["documents"]
+    return documents
+
+
+def read_texts(folder, split):
+    return [bytes(document) for document in read_split(folder, split)]
+
+
+def mix64(value):
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    value = (value ^ value >> 27) * 0x94D049BB133111EB & MASK
+    return value ^ value >> 31
+
+
+def hash64(data):
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 & MASK
+    return mix64(value)
+
+
+def expected_split(documents, fraction, seed):
+    """The rule of the program for corpora that leave neither side empty."""
+    unique = list(dict.fromkeys(document for document in documents if document))
+    largest = max(unique, key=len)  # held back to the end, the first of equals
+    order = []
+    held = None
+    for document in unique:
+        if held is None:
+            held = document
+        elif len(document) > len(held):
+            order.append(held)
+            held = document
+        else:
+            order.append(document)
+    assert held == largest
+    sides = {"train": [], "validation": []}
+    for document in [*order, held]:
+        position = mix64(hash64(document) ^ mix64(seed)) / 2**64
+        sides["validation" if position < fraction else "train"].append(document)
+    assert sides["train"] and sides["validation"]
+    return sides
+
+
+def make_folder(path, count=60):
+    """A folder with subfolders, duplicates, an empty file and a binary file; its documents."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for idx in range(count):
+        words = " ".join(f"w{word}" for word in rng.integers(0, 999, rng.integers(1, 60)))
+        files[f"{'abc'[idx % 3]}/{idx % 5}/file{idx}.txt"] = f"{idx}: {words}\n".encode()
+    files["b/copy.txt"] = files["a/0/file0.txt"]
+    files["c/utf8.txt"] = "naïve 漢字 😀\n".encode()
+    files["c/latin1.txt"] = "a long enough line with one déjà\n".encode("latin-1")
+    files["empty.txt"] = b""
+    files["b/image.png"] = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+    for name, data in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(data)
+    in_order = sorted(files, key=lambda name: os.fsencode(path / name))
+    return [files[name] for name in in_order if name != "b/image.png"]
+
+
+def test_folder_becomes_the_shards_that_the_rule_says(tmp_path):
+    documents = make_folder(tmp_path / "in")
+    result = prepared(
+        "-o", tmp_path / "out", "--validation-fraction", 0.2, "--seed", 7, "--shard-tokens", 500,
+        tmp_path / "in",
+    )  # fmt: skip
+    expected = expected_split(documents, 0.2, 7)
+    for split in ("train", "validation"):
+        assert read_texts(tmp_path / "out", split) == expected[split]
+        info = json.loads((tmp_path / "out/manifest.json").read_text())["splits"][split]
+        assert info["text_bytes"] == sum(map(len, expected[split]))
+        assert all(shard["tokens"] == 500 for shard in info["shards"][:-1])
+        tokens, num_bytes = info["tokens"], info["text_bytes"]
+        row = rf"{split} +{info['documents']} +{tokens} +{num_bytes} +{num_bytes / tokens:.3f} "
+        assert re.search(row, result.stdout), result.stdout
+    assert "left out: 1 duplicates, 1 empty, 1 not text" in result.stdout
+    assert f"not text: {tmp_path}/in/b/image.png" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
+
+
+def test_threads_and_repeats_change_nothing(tmp_path):
+    make_folder(tmp_path / "in")
+    for name, threads in (("one", 1), ("four", 4)):
+        prepared("-o", tmp_path / name, "--threads", threads, tmp_path / "in")
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "four" / file.name).read_bytes()
+
+
+def test_json_lines_of_a_named_field(tmp_path):
+    texts = [f'document {idx} with "quotes" and 漢字 😀\n' for idx in range(50)]
+    lines = [json.dumps({"id": idx, "content": text}) for idx, text in enumerate(texts)]
+    lines[3] = json.dumps({"content": texts[3]}, ensure_ascii=False)
+    (tmp_path / "in.jsonl").write_text("\n\n".join([*lines, lines[7]]), encoding="utf-8")
+    prepared("-o", tmp_path / "out", "--field", "content", "--validation-fraction", 0.2,
+             tmp_path / "in.jsonl")  # fmt: skip
+    expected = expected_split([text.encode() for text in texts], 0.2, 0)
+    for split in ("train", "validation"):
+        assert read_texts(tmp_path / "out", split) == expected[split]
+
+
+PEAK_MEMORY = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+def peak_memory_of_prepare(tmp_path, num_lines):
+    """Kilobytes that preparing so many lines of 1 kB takes at most."""
+    file = tmp_path / f"{num_lines}.jsonl"
+    with open(file, "wb") as lines:
+        for idx in range(num_lines):
+            lines.write(b'{"text": "%08d%s"}\n' % (idx, b"x" * 980))
+    command = [
+        build_path("apps/plx/plx"),
+        "prepare",
+        "--threads",
+        "1",
+        "-o",
+        tmp_path / "out",
+        file,
+    ]
+    run = [sys.executable, "-c", PEAK_MEMORY, *command]
+    peak = subprocess.run(run, capture_output=True, check=True, timeout=60).stdout
+    splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
+    assert sum(split["documents"] for split in splits.values()) == num_lines
+    return int(peak)
+
+
+def test_json_lines_are_streamed(tmp_path):
+    """20 batches and 80 MB more of text take a fraction of that in memory."""
+    more = peak_memory_of_prepare(tmp_path, 100_000) - peak_memory_of_prepare(tmp_path, 20_000)
+    assert more < 20_000, f"{more} kB more for 80 MB more of text"
+
+
+def test_single_file_is_cut_at_a_line_near_its_end(tmp_path):
+    text = "".join(f"line {idx:04}\n" for idx in range(1000)).encode()
+    (tmp_path / "book.txt").write_bytes(text)
+    prepared("-o", tmp_path / "out", "--validation-fraction", 0.1, tmp_path / "book.txt")
+    assert read_texts(tmp_path / "out", "train") == [text[:9000]]
+    assert read_texts(tmp_path / "out", "validation") == [text[9000:]]
+
+
+def test_fraction_zero_holds_nothing_out(tmp_path):
+    (tmp_path / "a.txt").write_text("only")
+    prepared("-o", tmp_path / "out", "--validation-fraction", 0, tmp_path / "a.txt")
+    assert read_texts(tmp_path / "out", "train") == [b"only"]
+    assert read_texts(tmp_path / "out", "validation") == []
+
+
+def test_trained_tokenizer_is_used_and_copied(tmp_path):
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    documents = make_folder(tmp_path / "in")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        show_progress=False,
+        special_tokens=[AddedToken("<|endoftext|>", special=True)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator([text.decode(errors="replace") for text in documents], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    prepared("-o", tmp_path / "out", "--tokenizer", tmp_path / "tokenizer.json",
+             "--validation-fraction", 0, tmp_path / "in/c/utf8.txt")  # fmt: skip
+    eos = tokenizer.token_to_id("<|endoftext|>")
+    data = (tmp_path / "out/train-00000.bin").read_bytes()[24:]
+    expected = tokenizer.encode("naïve 漢字 😀\n").ids + [eos]
+    assert np.frombuffer(data, dtype="<u2").tolist() == expected
+    copied = json.loads((tmp_path / "out/tokenizer.json").read_text())
+    assert copied["model"] == json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+
+
+def test_python_sources_from_any_folder(tmp_path):
+    result = prepared("-o", "py", "--python-sources", cwd=tmp_path)
+    train, validation = (read_texts(tmp_path / "py", split) for split in ("train", "validation"))
+    assert train and validation and not set(train) & set(validation)
+    assert len(set(train)) == len(train)
+    argparse = Path(sysconfig.get_paths()["stdlib"], "argparse.py").read_bytes()
+    assert argparse in train or argparse in validation
+    assert sum(map(len, train)) > 2_000_000, result.stdout
+
+
+@pytest.mark.parametrize(
+    "name, data, message",
+    [
+        ("a.txt", b"", "corpus is empty"),
+        ("a.txt", b"abc\0def", "a.txt: not a text file"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"body": "x"}\n', 'a.jsonl:1: no field "text"'),
+        ("a.txt", b"x", "too small to hold out validation"),
+    ],
+)
+def test_bad_corpora_are_refused_and_nothing_is_written(tmp_path, name, data, message):
+    (tmp_path / name).write_bytes(data)
+    assert message in refused("-o", tmp_path / "out", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_bad_inputs_and_outputs_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    assert "no input" in refused("-o", tmp_path / "out")
+    assert "none: No such file" in refused("-o", tmp_path / "out", tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    assert "empty: no files" in refused("-o", tmp_path / "out", tmp_path / "empty")
+    assert "must not lie in the input" in refused("-o", tmp_path / "out", tmp_path)
+    assert "a.txt/out: Not a directory" in refused("-o", tmp_path / "a.txt/out", tmp_path / "a.txt")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/precious").write_text("kept")
+    assert "would be replaced" in refused("-o", tmp_path / "home", tmp_path / "a.txt")
+    assert (tmp_path / "home/precious").read_text() == "kept"
+    assert plx_prepare(tmp_path / "a.txt").returncode == 2  # no --output
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 100_000)
+
+    def fill_disk():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+    message = refused("-o", tmp_path / "out", tmp_path / "a.txt", preexec_fn=fill_disk)
+    assert "train-00000.bin: File too large" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_kill_leaves_no_folder_that_looks_complete_and_the_next_run_cleans_up(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # keeps the run waiting for its second input
+    (tmp_path / "a.txt").write_text("some text\n" * 100)
+    command = [build_path("apps/plx/plx"), "prepare", "-o", tmp_path / "out",
+               tmp_path / "a.txt", tmp_path / "pipe"]  # fmt: skip
+    process = subprocess.Popen(command)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob(".out.staging-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert list(tmp_path.glob(".out.staging-*"))
+    assert not (tmp_path / "out").exists()
+    prepared("-o", tmp_path / "out", tmp_path / "a.txt")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "a.txt", "out"}
+
+
+def test_help_explains_itself():
+    result = plx_prepare("--help")
+    assert result.returncode == 0
+    for word in ("--output", "--python-sources", ".jsonl", "Examples:"):
+        assert word in result.stdout
