@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <random>
 
 #include "io/atomic_file.h"
 #include "support/temp_folder.h"
@@ -97,6 +98,34 @@ TEST(SafetensorsRefuses, EveryPrefixOfAFile) {
     const auto path = folder.write("m", whole.substr(0, length));
     EXPECT_THROW(SafetensorsFile file(path), Error) << "first " << length << " bytes";
   }
+}
+
+TEST(SafetensorsRefuses, RandomDamageWithAnErrorOrOpensWithTensorsInsideTheFile) {
+  const TempFolder folder;
+  const std::string whole = raw_file(R"({"x": {"dtype": "F32", "shape": [2, 1],
+      "data_offsets": [0, 8]}, "y": {"dtype": "U8", "shape": [3], "data_offsets": [8, 11]}})",
+                                     11);
+  const unsigned seed = std::random_device{}();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  constexpr std::string_view kBytes = "{}[]\",:0123456789-.eFUx \xff";
+  int num_opened = 0;
+  for (int attempt = 0; attempt < 1000; ++attempt) {
+    std::string damaged = whole;
+    for (unsigned change = 0; change <= random() % 3; ++change) {
+      damaged[random() % damaged.size()] = kBytes[random() % kBytes.size()];
+    }
+    const auto path = folder.write("m", damaged);
+    try {
+      size_t num_bytes = 0;
+      const SafetensorsFile file(path);
+      for (const auto& [name, tensor] : file.tensors()) num_bytes += tensor.data.size();
+      EXPECT_EQ(num_bytes, 11u);
+      ++num_opened;
+    } catch (const Error&) {
+    }
+  }
+  EXPECT_LT(num_opened, 1000);
 }
 
 TEST(SafetensorsRefuses, HeaderLengthBeyondLimitOrFile) {
