@@ -5,6 +5,8 @@
 // does not cover (fake kernels, autograd, autocast) is python/parallax/_ops.py for Python and
 // src/nn for C++.
 // SPDX-License-Identifier: Apache-2.0
+#include "torch/ops.h"
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -19,11 +21,7 @@
 #include "torch/parallel.h"
 #include "torch/tensor_view.h"
 
-// Named by the link options of plx_torch's users, see CMakeLists.txt.
-extern "C" {
-extern const char* const parallax_torch_ops;
 const char* const parallax_torch_ops = "parallax";
-}
 
 namespace parallax::torch_ops {
 namespace {
