@@ -9,10 +9,7 @@
 #include <string>
 #include <tuple>
 
-/// The ops' library namespace, defined by libparallax_torch.so. Using it is what makes a linker
-/// with
-/// --as-needed keep the library, whose ops are otherwise only found by name at run time.
-extern "C" const char* const parallax_torch_ops;
+#include "torch/ops.h"
 
 namespace parallax::nn {
 namespace {
