@@ -18,6 +18,7 @@ template <int kWidth>
 struct VectorTypes {
   typedef float Float __attribute__((vector_size(4 * kWidth)));
   typedef int32_t Int __attribute__((vector_size(4 * kWidth)));
+  typedef uint32_t Unsigned __attribute__((vector_size(4 * kWidth)));
 };
 template <int kWidth>
 using Floats = typename VectorTypes<kWidth>::Float;
@@ -77,7 +78,7 @@ PLX_INLINE bool any(Ints<kWidth> mask) {
 template <int kWidth>
 PLX_INLINE Floats<kWidth> exponential(Floats<kWidth> x) {
   using F = Floats<kWidth>;
-  using I = Ints<kWidth>;
+  using U = typename VectorTypes<kWidth>::Unsigned;  // NaN and -inf wrap around here
   constexpr float kRound = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
   const F scaled = x * 1.44269504f;
   const F shifted = scaled + kRound;
@@ -88,7 +89,7 @@ PLX_INLINE Floats<kWidth> exponential(Floats<kWidth> x) {
   y = y * f + 0x1.ebfbdcp-3f;
   y = y * f + 0x1.62e430p-1f;
   y = y * f + 1.0f;
-  const I exponent = (reinterpret_cast<I>(shifted) << 23) + 0x3f800000;
+  const U exponent = (reinterpret_cast<U>(shifted) << 23) + 0x3f800000u;
   y *= reinterpret_cast<F>(exponent);
   return scaled < -126.0f ? F{} : y;
 }
