@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,23 +26,24 @@ TWINS = ("softmax", "parallax")
 
 @dataclass
 class Run:
-    """One finished training run."""
+    """One finished training run, and the records of its metrics file."""
 
     mixer: str
     folder: Path
-    train: list[dict] = field(default_factory=list)
-    validation: list[dict] = field(default_factory=list)
-    summary: dict = field(default_factory=dict)
+    records: dict[str, list[dict]]
+
+    @classmethod
+    def load(cls, mixer: str, folder: Path) -> "Run":
+        events = ("start", "train", "evaluation", "end")
+        metrics = folder / "metrics.jsonl"
+        return cls(mixer, folder, {event: read_metrics(metrics, event) for event in events})
 
     @property
     def metrics(self) -> Path:
         return self.folder / "metrics.jsonl"
 
-    def load(self) -> "Run":
-        self.train = read_metrics(self.metrics, "train")
-        self.validation = read_metrics(self.metrics, "validation")
-        self.summary = (read_metrics(self.metrics, "summary") or [{}])[-1]
-        return self
+    def last(self, event: str, name: str) -> float | int | None:
+        return next((r[name] for r in reversed(self.records[event]) if name in r), None)
 
 
 def say(text: str) -> None:
@@ -66,15 +68,15 @@ def prepare_corpus(data: str | None, output: Path) -> Path:
     return corpus
 
 
-def train_twins(task: str, output: Path, overrides: list[str]) -> list[Run]:
+def train_twins(task: str, output: Path, *arguments: str | Path) -> list[Run]:
     runs = []
     for mixer in TWINS:
         folder = output / f"{task}_{mixer}"
         shutil.rmtree(folder, ignore_errors=True)
         say(f"{task}: training the {mixer} twin")
-        settings = [argument for override in overrides for argument in ("--set", override)]
-        plx("train", ROOT / f"recipes/demo_{task}_{mixer}.toml", "--output", folder, *settings)
-        runs.append(Run(mixer, folder).load())
+        recipe = ROOT / f"recipes/demo_{task}_{mixer}.toml"
+        plx("train", recipe, "--output", folder, *arguments)
+        runs.append(Run.load(mixer, folder))
     return runs
 
 
@@ -82,50 +84,52 @@ def cell(value: float | int | None, style: str) -> str:
     return "-" if value is None else format(value, style)
 
 
-def table(runs: list[Run], rows: list[tuple[str, str, str, str]]) -> str:
-    """Markdown, a column per twin. A row is (label, source, field, format)."""
+def table(runs: list[Run], rows: list[tuple[str, Callable[[Run], float | None], str]]) -> str:
+    """Markdown with a column per twin. A row is (label, value of a run, format)."""
     lines = [
         "| | " + " | ".join(run.mixer for run in runs) + " |",
         "| --- |" + " ---: |" * len(runs),
     ]
-    for label, source, name, style in rows:
-        values = []
-        for run in runs:
-            records = {"train": run.train, "validation": run.validation, "summary": [run.summary]}
-            last = next((r[name] for r in reversed(records[source]) if name in r), None)
-            values.append(cell(last, style))
-        lines.append(f"| {label} | " + " | ".join(values) + " |")
+    for label, value, style in rows:
+        lines.append(f"| {label} | " + " | ".join(cell(value(r), style) for r in runs) + " |")
     return "\n".join(lines)
 
 
+def tokens_per_second(run: Run) -> float:
+    return run.last("end", "tokens") / run.last("end", "seconds")
+
+
 SHARED_ROWS = [
-    ("parameters", "summary", "parameters", ",d"),
-    ("training tokens", "train", "tokens", ",d"),
-    ("tokens/s", "summary", "tokens_per_second", ",.0f"),
-    ("peak memory, MiB", "summary", "peak_memory_mib", ",.0f"),
-    ("train loss, nats/token", "train", "loss", ".4f"),
-    ("validation loss, nats/token", "validation", "loss", ".4f"),
+    ("parameters", lambda run: run.last("start", "parameters"), ",d"),
+    ("training tokens", lambda run: run.last("end", "tokens"), ",d"),
+    ("tokens/s", tokens_per_second, ",.0f"),
+    ("peak memory, MiB", lambda run: run.last("end", "peak_memory_bytes") / 2**20, ",.0f"),
+    ("train loss, nats/token", lambda run: run.last("train", "loss"), ".4f"),
 ]
-RECALL_ROWS = [*SHARED_ROWS, ("validation accuracy", "validation", "accuracy", ".4f")]
+RECALL_ROWS = [
+    *SHARED_ROWS,
+    ("validation loss, nats/recalled value", lambda run: run.last("end", "validation_loss"), ".4f"),
+    ("validation accuracy", lambda run: run.last("end", "accuracy"), ".4f"),
+]
 TEXT_ROWS = [
     *SHARED_ROWS,
-    ("validation perplexity per token", "validation", "perplexity", ".3f"),
-    ("validation bits per byte", "validation", "bits_per_byte", ".4f"),
+    ("validation loss, nats/token", lambda run: run.last("end", "validation_loss"), ".4f"),
+    ("validation perplexity", lambda run: run.last("end", "validation_perplexity"), ".3f"),
+    ("validation bits per byte", lambda run: run.last("end", "bits_per_byte"), ".4f"),
 ]
 
 
 def accuracy_over_steps(runs: list[Run]) -> str:
-    steps = [record["step"] for record in runs[0].validation]
     lines = ["| step | " + " | ".join(run.mixer for run in runs) + " |"]
     lines.append("| ---: |" + " ---: |" * len(runs))
-    for index, step in enumerate(steps):
-        values = [run.validation[index].get("accuracy") for run in runs]
-        lines.append(f"| {step} | " + " | ".join(cell(value, ".3f") for value in values) + " |")
+    for records in zip(*(run.records["evaluation"] for run in runs), strict=True):
+        cells = " | ".join(cell(record.get("accuracy"), ".3f") for record in records)
+        lines.append(f"| {records[0]['step']} | {cells} |")
     return "\n".join(lines)
 
 
 def verdict(runs: list[Run], name: str, unit: str) -> str:
-    softmax, parallax = (run.validation[-1][name] for run in runs)
+    softmax, parallax = (run.last("end", name) for run in runs)
     difference = parallax - softmax
     return f"Parallax minus softmax at the last step: {difference:+.4f} {unit}."
 
@@ -173,7 +177,7 @@ Byte-level language models of {data}.
 
 {table(text, TEXT_ROWS)}
 
-{verdict(text, "loss", "nats/token (lower is better)")}
+{verdict(text, "validation_loss", "nats/token (lower is better)")}
 
 ![loss over steps](loss.png)
 
@@ -201,17 +205,17 @@ def main() -> int:
 
     say("preparing the text")
     corpus = prepare_corpus(options.data, output)
-    recall = train_twins("recall", output, [])
-    text = train_twins("text", output, [f"data.path={corpus}"])
+    recall = train_twins("recall", output)
+    text = train_twins("text", output, "--data", corpus)
 
     say("generating a sample")
     checkpoint = text[-1].folder / "latest"
     arguments = ("--prompt", options.prompt, "--max-tokens", "400", "--temperature", "0.7")
     sample = plx("generate", checkpoint, *arguments, "--seed", "1", capture=True)
 
-    accuracy = Figure("accuracy", "accuracy", "In-context recall")
+    accuracy = Figure("accuracy", "accuracy", "accuracy", "In-context recall")
     plot_runs({run.mixer: run.metrics for run in recall}, accuracy, output / "recall.png")
-    loss = Figure("loss", "loss, nats per token", "Text")
+    loss = Figure("loss", "validation_loss", "loss, nats per token", "Text")
     plot_runs({run.mixer: run.metrics for run in text}, loss, output / "loss.png")
     data = f"`{options.data}`" if options.data else "the Python standard library's source files"
     path = output / "report.md"

@@ -1,6 +1,7 @@
 """Curves from the metrics files of training runs.
 
-    python -m parallax.plot --y loss --output loss.png softmax=runs/a/metrics.jsonl parallax=...
+    python -m parallax.plot --output loss.png softmax=runs/a/metrics.jsonl parallax=...
+    python -m parallax.plot --y accuracy --output accuracy.png runs/*/metrics.jsonl
 
 A metrics file has one JSON object per line (docs/training.md lists the fields). Needs matplotlib.
 """
@@ -15,16 +16,17 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Figure:
-    """What a figure shows: a field of the metrics, with labels."""
+    """What a figure shows: fields of the training and of the evaluation records, with labels."""
 
-    field: str
+    train_field: str
+    evaluation_field: str
     label: str
     title: str = ""
     log_y: bool = False
 
 
-def read_metrics(path: Path, kind: str) -> list[dict]:
-    """The records of one kind ("train", "validation", "summary") of a metrics file, in order.
+def read_metrics(path: Path, event: str) -> list[dict]:
+    """The records of one event ("start", "train", "evaluation", "end") of a metrics file, in order.
 
     Raises ValueError that names the file and line of a record that is not JSON; a half-written last
     line, which an interrupted run can leave, is left out.
@@ -38,7 +40,7 @@ def read_metrics(path: Path, kind: str) -> list[dict]:
             if number == len(lines):
                 break
             raise ValueError(f"{path}:{number}: not a JSON record: {error}") from error
-    return [record for record in records if record.get("kind") == kind]
+    return [record for record in records if record.get("event") == event]
 
 
 def plot_runs(runs: Mapping[str, Path], figure: Figure, output: Path) -> None:
@@ -52,21 +54,20 @@ def plot_runs(runs: Mapping[str, Path], figure: Figure, output: Path) -> None:
     drawn = False
     for index, (name, path) in enumerate(runs.items()):
         color = f"C{index}"
-        for kind, style in (
-            ("train", {"linewidth": 1.0, "alpha": 0.6}),
-            ("validation", {"linewidth": 1.8, "marker": "o", "markersize": 4}),
+        for event, field, style in (
+            ("train", figure.train_field, {"linewidth": 1.0, "alpha": 0.6}),
+            ("evaluation", figure.evaluation_field, {"marker": "o", "markersize": 4}),
         ):
-            points = [r for r in read_metrics(path, kind) if r.get(figure.field) is not None]
+            points = [r for r in read_metrics(path, event) if r.get(field) is not None]
             if points:
                 steps = [r["step"] for r in points]
-                values = [r[figure.field] for r in points]
-                axes.plot(steps, values, color=color, label=f"{name}, {kind}", **style)
+                values = [r[field] for r in points]
+                axes.plot(steps, values, color=color, label=f"{name}, {event}", **style)
                 drawn = True
     if not drawn:
         pyplot.close(canvas)
-        raise ValueError(
-            f"no record has a field '{figure.field}' in: {', '.join(map(str, runs.values()))}"
-        )
+        fields = f"'{figure.train_field}' or '{figure.evaluation_field}'"
+        raise ValueError(f"no record has {fields} in: {', '.join(map(str, runs.values()))}")
     axes.set_xlabel("step")
     axes.set_ylabel(figure.label)
     axes.set_title(figure.title)
@@ -100,7 +101,9 @@ def main() -> int:
     parser.add_argument("--log-y", action="store_true", help="logarithmic y axis")
     options = parser.parse_args()
     try:
-        figure = Figure(options.y, options.y.replace("_", " "), options.title, options.log_y)
+        evaluation_field = "validation_loss" if options.y == "loss" else options.y
+        label = options.y.replace("_", " ")
+        figure = Figure(options.y, evaluation_field, label, options.title, options.log_y)
         plot_runs(parse_runs(options.runs), figure, options.output)
     except (OSError, ValueError) as error:
         print(f"plot: {error}", file=sys.stderr)
