@@ -11,6 +11,9 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", PLX_VERSION);
   app.require_subcommand(1);
   parallax::plx::add_prepare(app);
+  parallax::plx::add_generate(app);
+  parallax::plx::add_eval(app);
+  parallax::plx::add_info(app);
   try {
     app.parse(argc, argv);
     return 0;

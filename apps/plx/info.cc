@@ -1,0 +1,204 @@
+// plx info: the machine, the backends, what each of them supports and why not.
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/Parallel.h>
+#include <torch/version.h>
+
+#include <algorithm>
+#include <array>
+#include <iomanip>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <sstream>
+#include <utility>
+#include <vector>
+
+#include "commands.h"
+#include "common.h"
+#include "core/env.h"
+#include "machine.h"
+#include "parallax/backend.h"
+#include "parallax/version.h"
+
+namespace parallax::plx {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr std::array kDTypes = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
+                                DType::kFloat64};
+constexpr std::array<int64_t, 4> kHeadDims = {64, 96, 128, 256};
+constexpr std::array kOperations = {"forward", "backward", "decode"};
+
+/// The arguments of a small causal call: one sequence of two tokens, one head.
+class ProbeCall {
+ public:
+  ProbeCall(DType dtype, int64_t head_dim)
+      : tensor_(view(dtype, {1, kNumTokens, 1, head_dim})),
+        stats_(view(dtype == DType::kFloat64 ? dtype : DType::kFloat32, {1, 1, kNumTokens})) {}
+
+  Support ask(const Backend& backend, std::string_view operation) const {
+    const TensorView x = tensor_;
+    if (operation == "forward") {
+      return backend.supports(ForwardArgs{.q = x, .r = x, .k = x, .v = x, .out = x});
+    }
+    if (operation == "backward") {
+      return backend.supports(BackwardArgs{.d_out = x,
+                                           .q = x,
+                                           .r = x,
+                                           .k = x,
+                                           .v = x,
+                                           .out = x,
+                                           .out_softmax = x,
+                                           .lse = stats_,
+                                           .t_mean = stats_,
+                                           .dq = x,
+                                           .dr = x,
+                                           .dk = x,
+                                           .dv = x});
+    }
+    return backend.supports(DecodeArgs{.q = x, .r = x, .k_cache = x, .v_cache = x, .out = x});
+  }
+
+ private:
+  static constexpr int64_t kNumTokens = 2;
+
+  TensorView view(DType dtype, std::initializer_list<int64_t> sizes) {
+    TensorView result = make_view(memory_.data(), sizes);
+    result.dtype = dtype;
+    return result;
+  }
+
+  std::array<double, kNumTokens * 256> memory_{};
+  TensorView tensor_, stats_;
+};
+
+ordered_json describe(const Backend& backend) {
+  ordered_json cases = ordered_json::array();
+  for (const DType dtype : kDTypes) {
+    for (const int64_t head_dim : kHeadDims) {
+      const ProbeCall call(dtype, head_dim);
+      for (const std::string_view operation : kOperations) {
+        const Support support = call.ask(backend, operation);
+        ordered_json row = {{"operation", operation},
+                            {"dtype", name(dtype)},
+                            {"head_dim", head_dim},
+                            {"supported", support.ok}};
+        if (!support.ok) row["reason"] = support.reason;
+        cases.push_back(std::move(row));
+      }
+    }
+  }
+  return {{"name", backend.name()}, {"description", backend.description()}, {"cases", cases}};
+}
+
+ordered_json collect() {
+  const Machine machine = read_machine();
+  ordered_json info = {{"version", PLX_VERSION},
+                       {"machine",
+                        {{"cpu", machine.cpu_model},
+                         {"cores", machine.num_cores},
+                         {"instruction_sets", machine.instruction_sets},
+                         {"memory_bytes", machine.memory_bytes},
+                         {"available_memory_bytes", machine.available_memory_bytes}}},
+                       {"torch", {{"version", TORCH_VERSION}, {"threads", at::get_num_threads()}}}};
+  info["backends"] = ordered_json::array();
+  for (const Backend* backend : backends()) info["backends"].push_back(describe(*backend));
+  info["environment"] = ordered_json::array();
+  for (const core::EnvVariable& variable : core::env_variables()) {
+    info["environment"].push_back({{"name", variable.name},
+                                   {"value", core::env_value(variable.id)},
+                                   {"description", variable.description}});
+  }
+  return info;
+}
+
+/// "64 96 128 256", or "-" where nothing is supported.
+std::string supported_head_dims(const ordered_json& cases, std::string_view dtype,
+                                std::string_view operation) {
+  std::ostringstream dims;
+  for (const ordered_json& row : cases) {
+    if (row["dtype"] == dtype && row["operation"] == operation && row["supported"]) {
+      dims << (dims.tellp() > 0 ? " " : "") << row["head_dim"];
+    }
+  }
+  return dims.tellp() > 0 ? dims.str() : "-";
+}
+
+/// Each reason once, with the cases that it holds for, head sizes of one operation together.
+void print_reasons(const ordered_json& cases) {
+  std::map<std::string, std::vector<std::pair<std::string, std::string>>> cases_of_reason;
+  for (const ordered_json& row : cases) {
+    if (row["supported"]) continue;
+    const auto call = row["dtype"].get<std::string>() + ' ' + row["operation"].get<std::string>();
+    auto& calls = cases_of_reason[row["reason"]];
+    const auto known = std::ranges::find(calls, call, &std::pair<std::string, std::string>::first);
+    std::string& head_dims =
+        known != calls.end() ? known->second : calls.emplace_back(call, "").second;
+    head_dims += ' ' + std::to_string(row["head_dim"].get<int64_t>());
+  }
+  for (const auto& [reason, calls] : cases_of_reason) {
+    const char* separator = "  not ";
+    for (const auto& [call, head_dims] : calls) {
+      std::cout << std::exchange(separator, ", ") << call << head_dims;
+    }
+    std::cout << ": " << reason << '\n';
+  }
+}
+
+void print_backend(const ordered_json& backend) {
+  std::cout << "\nbackend " << backend["name"].get<std::string>() << ": "
+            << backend["description"].get<std::string>() << "\n  head size " << std::left;
+  for (const std::string_view operation : kOperations) std::cout << std::setw(16) << operation;
+  std::cout << '\n';
+  for (const DType dtype : kDTypes) {
+    std::cout << "  " << std::setw(10) << name(dtype);
+    for (const std::string_view operation : kOperations) {
+      std::cout << std::setw(16) << supported_head_dims(backend["cases"], name(dtype), operation);
+    }
+    std::cout << '\n';
+  }
+  print_reasons(backend["cases"]);
+}
+
+void print_text(const ordered_json& info) {
+  constexpr double kGiB = 1024.0 * 1024.0 * 1024.0;
+  const ordered_json& machine = info["machine"];
+  std::cout << "plx " << PLX_VERSION << ", LibTorch " << TORCH_VERSION << " with "
+            << info["torch"]["threads"] << " threads\n\nmachine\n  cpu      "
+            << machine["cpu"].get<std::string>() << "\n  cores    " << machine["cores"]
+            << "\n  has     ";
+  for (const ordered_json& flag : machine["instruction_sets"]) {
+    std::cout << ' ' << flag.get<std::string>();
+  }
+  std::cout << "\n  memory   " << std::fixed << std::setprecision(1)
+            << machine["memory_bytes"].get<double>() / kGiB << " GiB, "
+            << machine["available_memory_bytes"].get<double>() / kGiB << " GiB available\n";
+  for (const ordered_json& backend : info["backends"]) print_backend(backend);
+  std::cout << "\nenvironment\n";
+  for (const ordered_json& variable : info["environment"]) {
+    const auto value = variable["value"].get<std::string>();
+    std::cout << "  " << std::left << std::setw(17) << variable["name"].get<std::string>()
+              << (value.empty() ? "(not set)" : value) << "\n      "
+              << variable["description"].get<std::string>() << '\n';
+  }
+}
+
+}  // namespace
+
+void add_info(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("info", "Show the machine, the backends, what each supports, and why not");
+  const auto json = std::make_shared<bool>(false);
+  command->add_flag("--json", *json, "As one JSON object");
+  command->footer(
+      "Backends are listed in the order in which they are tried; PLX_BACKEND forces one.\n\n"
+      "Example:\n"
+      "  plx info --json | python3 -m json.tool");
+  command->callback([json] {
+    const ordered_json info = collect();
+    *json ? print_json(info) : print_text(info);
+  });
+}
+
+}  // namespace parallax::plx
