@@ -3,7 +3,8 @@ find_package(GTest REQUIRED)
 include(GoogleTest)
 
 # plx_add_tests(NAME LINK targets... [LABELS labels...] [TORCH]): NAME_test from every *_test.cc of
-# the calling folder, each case registered with CTest under the given labels (default: unit).
+# the calling folder, each case registered with CTest under the given labels (default: unit). A case
+# has one OpenMP thread: CTest runs as many cases side by side as there are cores.
 function(plx_add_tests name)
   cmake_parse_arguments(ARG "TORCH" "" "LINK;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
@@ -17,5 +18,7 @@ function(plx_add_tests name)
   if(ARG_TORCH)
     plx_use_libtorch(${name}_test)
   endif()
-  gtest_discover_tests(${name}_test DISCOVERY_MODE PRE_TEST TEST_PREFIX "${name}." PROPERTIES LABELS "${ARG_LABELS}")
+  gtest_discover_tests(
+    ${name}_test DISCOVERY_MODE PRE_TEST TEST_PREFIX "${name}."
+    PROPERTIES LABELS "${ARG_LABELS}" ENVIRONMENT OMP_NUM_THREADS=1)
 endfunction()
