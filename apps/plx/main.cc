@@ -11,12 +11,15 @@ int main(int argc, char** argv) {
   app.set_version_flag("--version", PLX_VERSION);
   app.require_subcommand(1);
   parallax::plx::add_prepare(app);
+  parallax::plx::add_train(app);
   parallax::plx::add_generate(app);
   parallax::plx::add_eval(app);
   parallax::plx::add_info(app);
   try {
     app.parse(argc, argv);
     return 0;
+  } catch (const CLI::RuntimeError& error) {  // a command's own exit status
+    return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const std::exception& error) {

@@ -7,6 +7,7 @@
 #include <sstream>
 #include <tuple>
 
+#include "core/grouped.h"
 #include "parallax/error.h"
 
 namespace parallax::optim {
@@ -95,16 +96,6 @@ class CompositeOptimizer : public Optimizer {
   std::vector<std::unique_ptr<Optimizer>> parts_;
 };
 
-std::string with_commas(int64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string text;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
 }  // namespace
 
 Algorithm parse_algorithm(std::string_view name) {
@@ -178,7 +169,7 @@ std::vector<std::string> describe(const std::vector<ParameterPlan>& plan) {
     std::ostringstream line;
     line << std::left << std::setw(7) << algorithm << std::setw(10) << kind << std::right
          << std::setw(4) << counts.first << " tensors " << std::setw(13)
-         << with_commas(counts.second) << " parameters  lr " << lr << "  decay " << weight_decay;
+         << core::grouped(counts.second) << " parameters  lr " << lr << "  decay " << weight_decay;
     lines.push_back(line.str());
   }
   return lines;

@@ -1,0 +1,123 @@
+// plx train: one run of a recipe.
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <iomanip>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "core/grouped.h"
+#include "train/trainer.h"
+
+namespace parallax::plx {
+namespace {
+
+struct TrainArguments {
+  std::string recipe, output, data;
+  std::vector<std::string> settings;
+  int64_t steps = 0, stop_at = 0;
+  bool resume = false, overwrite = false, quiet = false, list_settings = false;
+};
+
+constexpr const char* kExamples = R"(
+Examples:
+  plx train recipes/demo_recall_parallax.toml
+  plx train recipes/demo_text_parallax.toml --data runs/tokens --output runs/text
+  plx train recipes/demo_text_parallax.toml --output runs/text --resume
+  plx train recipes/demo_recall_softmax.toml --set optimizer.lr=0.01 --steps 50
+
+The output folder gets metrics.jsonl (one JSON object per line) and checkpoints, which are Hugging
+Face folders: `plx generate OUTPUT/latest` and `plx eval OUTPUT/latest` read them. Ctrl-C finishes
+the step, saves and stops; --resume goes on from there, bit for bit as if nothing had happened.)";
+
+void print_summary(const train::Trainer& trainer, const train::RunSummary& summary) {
+  const auto row = [](const char* name) -> std::ostream& {
+    return std::cout << std::left << std::setw(22) << name;
+  };
+  row("steps") << summary.state.step << " of " << trainer.recipe().train.steps << '\n';
+  row("tokens") << core::grouped(summary.state.num_tokens) << '\n';
+  if (summary.state.seconds > 0)
+    row("tokens/s") << core::grouped(std::llround(static_cast<double>(summary.state.num_tokens) /
+                                                  summary.state.seconds))
+                    << '\n';
+  row("loss of the last step") << summary.last_loss << '\n';
+  if (const auto& evaluation = summary.evaluation) {
+    row("validation loss") << evaluation->loss << '\n';
+    row("validation perplexity") << std::exp(evaluation->loss) << '\n';
+    if (evaluation->bits_per_byte) row("bits per byte") << *evaluation->bits_per_byte << '\n';
+    if (evaluation->accuracy) row("accuracy") << *evaluation->accuracy << '\n';
+  }
+  row("peak memory") << core::grouped(summary.peak_memory_bytes >> 20) << " MiB\n";
+  row("checkpoint") << summary.checkpoint.string() << std::endl;
+}
+
+int run_train(const TrainArguments& arguments) {
+  if (arguments.list_settings) {
+    std::cout << train::describe_settings();
+    return 0;
+  }
+  auto settings = arguments.settings;
+  if (!arguments.data.empty()) settings.push_back("data.path=" + arguments.data);
+  if (arguments.steps > 0) settings.push_back("train.steps=" + std::to_string(arguments.steps));
+  const std::filesystem::path recipe_path = arguments.recipe;
+  const train::Recipe recipe = train::load_recipe(recipe_path, settings);
+  for (const auto& warning : train::warnings(recipe))
+    std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
+
+  const std::filesystem::path output = arguments.output.empty()
+                                           ? "runs" / recipe_path.stem()
+                                           : std::filesystem::path(arguments.output);
+  train::Trainer trainer(recipe, {.output = output,
+                                  .resume = arguments.resume,
+                                  .overwrite = arguments.overwrite,
+                                  .stop_at = arguments.stop_at,
+                                  .show_progress = !arguments.quiet});
+  for (const auto& line : trainer.description()) std::cout << line << '\n';
+  std::cout << "output     " << output.string() << "\n" << std::endl;
+  const train::RunSummary summary = trainer.run();
+  print_summary(trainer, summary);
+  if (summary.signal == 0) return 0;
+  std::cerr << "plx: stopped by " << (summary.signal == SIGINT ? "SIGINT" : "SIGTERM")
+            << " after step " << summary.state.step << ", which is saved; --resume continues\n";
+  return 128 + summary.signal;
+}
+
+}  // namespace
+
+void add_train(CLI::App& app) {
+  auto arguments = std::make_shared<TrainArguments>();
+  CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says");
+  command->footer(kExamples);
+  auto* recipe = command->add_option("recipe", arguments->recipe,
+                                     "TOML file: model, data, optimizer, schedule, ...");
+  command->add_option("-o,--output", arguments->output,
+                      "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)");
+  command->add_option("--data", arguments->data,
+                      "Token folder made by `plx prepare`; short for --set data.path=...");
+  command->add_option("--set", arguments->settings,
+                      "Override a setting of the recipe, section.key=value; repeatable");
+  command->add_option("--steps", arguments->steps, "Short for --set train.steps=...")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--stop-at", arguments->stop_at,
+                   "Save and stop after this step; the schedule stays that of all steps")
+      ->check(CLI::PositiveNumber);
+  auto* resume = command->add_flag("--resume", arguments->resume,
+                                   "Continue from the newest checkpoint in the output folder, or "
+                                   "start if there is none");
+  command->add_flag("--overwrite", arguments->overwrite, "Delete an older run in the output folder")
+      ->excludes(resume);
+  command->add_flag("-q,--quiet", arguments->quiet, "No progress on stderr");
+  auto* list = command->add_flag("--list-settings", arguments->list_settings,
+                                 "Print every setting of a recipe with its default, and stop");
+  command->callback([arguments, recipe, list] {
+    if (recipe->count() == 0 && list->count() == 0) throw CLI::RequiredError("recipe");
+    if (const int status = run_train(*arguments); status != 0) throw CLI::RuntimeError(status);
+  });
+}
+
+}  // namespace parallax::plx

@@ -1,0 +1,142 @@
+// The one list of a recipe's settings: reading, checking, comparing, printing and the help text all
+// go through visit_sections(). The fields of [model] are those of config.json (nn/config.h).
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "train/recipe.h"
+
+namespace parallax::train {
+
+template <typename Section, typename Visitor>
+void visit_data(Section& s, Visitor&& visit) {
+  visit("kind", s.kind,
+        {.help = "shards: text made by `plx prepare`; in_context_recall: the synthetic task",
+         .choices = {"shards", "in_context_recall"}});
+  visit("path", s.path, {.help = "folder of the shards", .may_change = true});
+  visit("context_length", s.context_length,
+        {.help = "tokens of a sequence; recall: its length, of which the last is only a target",
+         .min = 2});
+  visit("seed", s.seed, {.help = "seed of the data order", .min = 0});
+}
+
+template <typename Section, typename Visitor>
+void visit_optimizer(Section& s, Visitor&& visit) {
+  visit("name", s.name,
+        {.help = "what trains the hidden matrices; AdamW trains the rest",
+         .choices = {"muon", "adamw"}});
+  visit("lr", s.lr, {.help = "peak learning rate", .min = 0});
+  visit("weight_decay", s.weight_decay, {.help = "decoupled weight decay", .min = 0});
+  visit("embedding_lr_multiplier", s.embedding_lr_multiplier,
+        {.help = "times lr for embedding and head", .min = 0});
+  visit("norm_lr_multiplier", s.norm_lr_multiplier,
+        {.help = "times lr for norm gains and biases", .min = 0});
+  visit("momentum", s.momentum, {.help = "of Muon", .min = 0, .max = 1});
+  visit("nesterov", s.nesterov, {.help = "Muon steps along gradient and momentum"});
+  visit("scaling", s.scaling,
+        {.help = "size of Muon's step: sqrt(max(1, rows/cols)) or 0.2 sqrt(max(rows, cols))",
+         .choices = {"original", "match_rms_adamw"}});
+  visit("newton_schulz", s.newton_schulz,
+        {.help = "coefficients of Muon's orthogonalisation",
+         .choices = {"jordan", "polar_express", "exact"}});
+  visit("newton_schulz_steps", s.newton_schulz_steps,
+        {.help = "0: 5 for jordan, 8 for polar_express, 12 for exact", .min = 0, .max = 99});
+  visit("newton_schulz_dtype", s.newton_schulz_dtype,
+        {.help = "what it is computed in", .choices = {"float32", "bfloat16"}});
+  visit("beta1", s.beta1, {.help = "of AdamW", .min = 0, .max = 1});
+  visit("beta2", s.beta2, {.help = "of AdamW", .min = 0, .max = 1});
+  visit("eps", s.eps, {.help = "of AdamW", .min = 0});
+  visit("groups", s.groups,
+        {.help = "exceptions: pattern, algorithm, lr_multiplier, weight_decay, row_splits"});
+}
+
+template <typename Section, typename Visitor>
+void visit_schedule(Section& s, Visitor&& visit) {
+  visit("kind", s.kind,
+        {.help = "wsd: warm-up, stable, decay", .choices = {"wsd", "cosine", "constant"}});
+  visit("warmup_steps", s.warmup_steps, {.help = "steps of linear warm-up", .min = 0});
+  visit("decay_ratio", s.decay_ratio,
+        {.help = "share of all steps that decay (wsd)", .min = 0, .max = 1});
+  visit("decay_shape", s.decay_shape,
+        {.help = "of the decay (wsd)", .choices = {"linear", "sqrt", "cosine"}});
+  visit("min_lr_factor", s.min_lr_factor,
+        {.help = "what the decay tends to, times lr", .min = 0, .max = 1});
+  visit("weight_decay_gamma", s.weight_decay_gamma,
+        {.help = "weight decay times (1 - t)^gamma during the decay, t from 0 to 1", .min = 0});
+}
+
+template <typename Section, typename Visitor>
+void visit_train(Section& s, Visitor&& visit) {
+  visit("steps", s.steps,
+        {.help = "optimizer steps; the schedule stretches with it", .min = 1, .may_change = true});
+  visit("batch_size", s.batch_size, {.help = "sequences of an optimizer step", .min = 1});
+  visit("micro_batch_size", s.micro_batch_size,
+        {.help = "sequences of one forward pass, whose gradients add up; 0: batch_size", .min = 0});
+  visit("compute", s.compute,
+        {.help = "dtype of the products; weights and optimizer state stay float32",
+         .choices = {"float32", "bfloat16"}});
+  visit("clip_norm", s.clip_norm, {.help = "largest gradient norm; 0: no clipping", .min = 0});
+  visit("activation_checkpointing", s.activation_checkpointing,
+        {.help = "recompute layers in the backward pass to save memory"});
+  visit("seed", s.seed, {.help = "seed of the initial weights", .min = 0});
+  visit("device", s.device,
+        {.help = "auto: cuda where there is one",
+         .choices = {"auto", "cpu", "cuda"},
+         .may_change = true});
+}
+
+template <typename Section, typename Visitor>
+void visit_evaluation(Section& s, Visitor&& visit) {
+  visit("every_steps", s.every_steps, {.help = "0: only at the end", .min = 0, .may_change = true});
+  visit("num_sequences", s.num_sequences,
+        {.help = "validation sequences, the same each time; 0: no evaluation",
+         .min = 0,
+         .may_change = true});
+}
+
+template <typename Section, typename Visitor>
+void visit_checkpoint(Section& s, Visitor&& visit) {
+  visit("every_steps", s.every_steps,
+        {.help = "0: only at the end and when stopped", .min = 0, .may_change = true});
+  visit("keep_last", s.keep_last,
+        {.help = "older checkpoints are deleted", .min = 1, .may_change = true});
+}
+
+template <typename Section, typename Visitor>
+void visit_logging(Section& s, Visitor&& visit) {
+  visit("every_steps", s.every_steps,
+        {.help = "steps per line of metrics.jsonl, which has their mean loss",
+         .min = 1,
+         .may_change = true});
+}
+
+/// The fields of [model].
+template <typename Section, typename Visitor>
+void visit_model(Section& s, Visitor&& visit) {
+  visit("config", s.config,
+        {.help = "a config.json to take the fields from, relative to the recipe",
+         .may_change = true});
+  visit("init_from", s.init_from,
+        {.help = "a checkpoint folder whose config and weights the run starts from",
+         .may_change = true});
+  nn::visit_fields(s.fields, [&](const char* name, auto& field) {
+    visit(name, field, {.help = "as in config.json"});
+  });
+}
+
+/// Calls visit_section(name, pass) for every section, where pass(visitor) calls
+/// visitor(name, field, FieldInfo) for every field of it.
+template <typename RecipeType, typename SectionVisitor>
+void visit_sections(RecipeType& recipe, SectionVisitor&& visit_section) {
+  visit_section("model", [&](auto&& visitor) { visit_model(recipe.model, visitor); });
+  visit_section("data", [&](auto&& visitor) { visit_data(recipe.data, visitor); });
+  visit_section("optimizer", [&](auto&& visitor) { visit_optimizer(recipe.optimizer, visitor); });
+  visit_section("schedule", [&](auto&& visitor) { visit_schedule(recipe.schedule, visitor); });
+  visit_section("train", [&](auto&& visitor) { visit_train(recipe.train, visitor); });
+  visit_section("evaluation",
+                [&](auto&& visitor) { visit_evaluation(recipe.evaluation, visitor); });
+  visit_section("checkpoint",
+                [&](auto&& visitor) { visit_checkpoint(recipe.checkpoint, visitor); });
+  visit_section("logging", [&](auto&& visitor) { visit_logging(recipe.logging, visitor); });
+}
+
+}  // namespace parallax::train

@@ -1,0 +1,50 @@
+// The gradient of one optimizer step: micro-batches, mixed precision, clipping.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/torch.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "nn/decoder.h"
+#include "train/data_source.h"
+
+namespace parallax::train {
+
+struct StepOptions {
+  int64_t micro_batch_size = 1;
+  /// kFloat32, or kBFloat16 by autocast; parameters and their gradients are float32 either way.
+  torch::ScalarType compute = torch::kFloat32;
+  /// Largest norm of the whole gradient; 0 for none.
+  double clip_norm = 0;
+};
+
+struct StepResult {
+  double loss = 0;       ///< mean over the batch's targets, nats
+  double grad_norm = 0;  ///< before clipping
+  /// What is NaN or infinite, if anything: "the loss", or the first such gradient by its name.
+  std::optional<std::string> first_bad;
+};
+
+/// Switches autocast to bfloat16 for its lifetime, on `device`, if compute is kBFloat16.
+class AutocastScope {
+ public:
+  AutocastScope(torch::Device device, torch::ScalarType compute);
+  ~AutocastScope();
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+
+ private:
+  torch::DeviceType device_;
+  bool was_enabled_;
+  torch::ScalarType outer_dtype_;
+};
+
+/// Replaces the parameters' gradients by those of the mean loss over all targets of the batch, and
+/// clips them. The same batch in other micro-batches gives the same gradient up to rounding.
+/// Throws if the batch has no targets.
+StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options);
+
+}  // namespace parallax::train

@@ -1,0 +1,283 @@
+// The training loop.
+// SPDX-License-Identifier: Apache-2.0
+#include "train/trainer.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <chrono>
+#include <sstream>
+
+#include "core/grouped.h"
+#include "nn/checkpoint.h"
+#include "parallax/error.h"
+#include "train/interrupt.h"
+
+namespace parallax::train {
+namespace {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+torch::Device choose_device(const std::string& name) {
+  const bool has_cuda = torch::cuda::is_available();
+  PLX_CHECK(name != "cuda" || has_cuda, "train.device is cuda, and torch sees no CUDA device");
+  return name == "cuda" || (name == "auto" && has_cuda) ? torch::kCUDA : torch::kCPU;
+}
+
+torch::ScalarType compute_dtype(const Recipe& recipe) {
+  return recipe.train.compute == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+}
+
+bool is_due(int64_t step, int64_t every_steps) {
+  return every_steps > 0 && step % every_steps == 0;
+}
+
+template <typename Lines>
+std::string joined(const Lines& lines, const char* separator) {
+  std::ostringstream text;
+  for (const auto& line : lines) text << (&line == &*lines.begin() ? "" : separator) << line;
+  return text.str();
+}
+
+optim::NamedTensors named_parameters(const nn::Decoder& model) {
+  optim::NamedTensors parameters;
+  for (const auto& entry : model->named_parameters())
+    parameters.emplace_back(entry.key(), entry.value());
+  return parameters;
+}
+
+/// Fails unless a run with `saved` settings can go on with those of `now`.
+void check_same_recipe(const nlohmann::json& saved, const nlohmann::json& now,
+                       const fs::path& checkpoint) {
+  const auto lines = differences(saved, now);
+  PLX_CHECK(lines.empty(), checkpoint.string(), " was made with another recipe:\n  ",
+            joined(lines, "\n  "),
+            "\nOnly these may change when a run is resumed: ", joined(changeable_settings(), ", "));
+}
+
+}  // namespace
+
+Trainer::Trainer(Recipe recipe, RunOptions options)
+    : recipe_(std::move(recipe)),
+      options_(std::move(options)),
+      device_(choose_device(recipe_.train.device)),
+      data_(open_task_data(recipe_)),
+      schedule_(schedule_options(recipe_)),
+      store_(options_.output, recipe_.checkpoint.keep_last),
+      progress_(options_.show_progress) {
+  prepare_output();
+  const auto checkpoint = options_.resume ? store_.latest() : std::nullopt;
+  if (checkpoint) {
+    resume_from(*checkpoint);
+  } else {
+    build_model(std::nullopt);
+    state_.data = data_.train->state();
+  }
+  state_.recipe = to_json(recipe_);
+  metrics_.emplace(options_.output / "metrics.jsonl", checkpoint ? state_.step : -1);
+}
+
+void Trainer::prepare_output() {
+  const auto existing = store_.latest();
+  if (existing && !options_.resume && options_.overwrite) store_.clear();
+  PLX_CHECK(!existing || options_.resume || options_.overwrite, options_.output.string(),
+            " holds a run already (", existing->filename().string(),
+            "): --resume continues it, --overwrite deletes it");
+  std::error_code error;
+  fs::create_directories(options_.output, error);
+  PLX_CHECK(!error, "cannot create the output folder ", options_.output.string(), ": ",
+            error.message());
+}
+
+void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
+  if (checkpoint) {
+    model_ = nn::load_pretrained(*checkpoint);
+  } else if (!recipe_.model.init_from.empty()) {
+    model_ = nn::load_pretrained(recipe_.model.init_from);
+  } else {
+    torch::manual_seed(static_cast<uint64_t>(recipe_.train.seed));
+    model_ = nn::Decoder(recipe_.model.fields);
+  }
+  // Master weights are float32 whatever the checkpoint was stored in.
+  model_->to(device_, torch::kFloat32);
+  model_->set_activation_checkpointing(recipe_.train.activation_checkpointing);
+  const auto options = optimizer_options(recipe_.optimizer);
+  plan_ = optim::plan_parameters(named_parameters(model_), options);
+  optimizer_ = optim::make_optimizer(plan_, options);
+}
+
+void Trainer::resume_from(const fs::path& checkpoint) {
+  CheckpointContents contents = load_checkpoint(checkpoint);
+  check_same_recipe(contents.state.recipe, to_json(recipe_), checkpoint);
+  build_model(checkpoint);
+  try {
+    optimizer_->load_state(contents.optimizer);
+    data_.train->load_state(contents.state.data);
+  } catch (const Error& error) {
+    PLX_FAIL("cannot resume from ", checkpoint.string(), ": ", error.what());
+  }
+  state_ = std::move(contents.state);
+  saved_step_ = state_.step;
+  summary_.checkpoint = checkpoint;
+}
+
+RunSummary Trainer::run() {
+  const InterruptScope interrupt;
+  const int64_t num_steps = recipe_.train.steps;
+  const int64_t last_step =
+      options_.stop_at > 0 ? std::min(options_.stop_at, num_steps) : num_steps;
+  const int64_t first_step = state_.step;
+  const auto start = Clock::now();
+  metrics_->write(start_line());
+  while (state_.step < last_step && InterruptScope::received() == 0) {
+    step();
+    const double seconds_per_step =
+        seconds_since(start) / static_cast<double>(state_.step - first_step);
+    progress_.update(
+        {.step = state_.step,
+         .num_steps = num_steps,
+         .loss = last_step_.loss,
+         .tokens_per_second = static_cast<double>(interval_.num_tokens) / interval_.seconds,
+         .seconds_left = seconds_per_step * static_cast<double>(num_steps - state_.step)});
+    if (is_due(state_.step, recipe_.logging.every_steps) || state_.step == last_step) log_step();
+    if (is_due(state_.step, recipe_.evaluation.every_steps) && state_.step < num_steps)
+      evaluate_now();
+    if (is_due(state_.step, recipe_.checkpoint.every_steps)) save();
+  }
+  summary_.signal = state_.step < last_step ? InterruptScope::received() : 0;
+  if (state_.step == num_steps) evaluate_now();
+  if (saved_step_ != state_.step) save();
+  summary_.state = state_;
+  summary_.last_loss = last_step_.loss;
+  summary_.peak_memory_bytes = peak_memory_bytes(device_);
+  nlohmann::json line = {{"event", "end"},
+                         {"step", state_.step},
+                         {"tokens", state_.num_tokens},
+                         {"seconds", state_.seconds},
+                         {"finished", state_.step == num_steps},
+                         {"peak_memory_bytes", summary_.peak_memory_bytes}};
+  if (summary_.evaluation) line.update(to_json(*summary_.evaluation));
+  metrics_->write(line);
+  return summary_;
+}
+
+void Trainer::step() {
+  const auto start = Clock::now();
+  const nlohmann::json data_before = data_.train->state();
+  const Batch batch = data_.train->next(recipe_.train.batch_size);
+  last_step_ = compute_gradients(model_, batch,
+                                 {.micro_batch_size = recipe_.micro_batch_size(),
+                                  .compute = compute_dtype(recipe_),
+                                  .clip_norm = recipe_.train.clip_norm});
+  if (last_step_.first_bad) stop_on_bad(*last_step_.first_bad, data_before);
+  optimizer_->step(schedule_.at(state_.step));
+  state_.step += 1;
+  state_.num_tokens += batch.tokens_BT.numel();
+  state_.data = data_.train->state();
+  const double seconds = seconds_since(start);
+  state_.seconds += seconds;
+  interval_.seconds += seconds;
+  interval_.loss_sum += last_step_.loss;
+  interval_.num_steps += 1;
+  interval_.num_tokens += batch.tokens_BT.numel();
+}
+
+void Trainer::stop_on_bad(const std::string& what, const nlohmann::json& data_before) {
+  state_.data = data_before;
+  std::string where = "the state before this step is saved in ";
+  if (!parameters_are_finite())
+    where = "the weights are not finite either; the newest good state is ";
+  else if (saved_step_ != state_.step)
+    save();
+  where += summary_.checkpoint.empty() ? "nowhere: no checkpoint was due yet"
+                                       : summary_.checkpoint.string();
+  metrics_->write({{"event", "not_finite"}, {"step", state_.step + 1}, {"tensor", what}});
+  PLX_FAIL("step ", state_.step + 1, ": ", what, " is NaN or infinite; ", where);
+}
+
+bool Trainer::parameters_are_finite() const {
+  for (const auto& parameter : model_->parameters())
+    if (!parameter.isfinite().all().item<bool>()) return false;
+  return true;
+}
+
+void Trainer::log_step() {
+  metrics_->write(
+      {{"event", "train"},
+       {"step", state_.step},
+       {"tokens", state_.num_tokens},
+       {"loss", interval_.loss_sum / static_cast<double>(interval_.num_steps)},
+       {"lr", recipe_.optimizer.lr * schedule_.at(state_.step - 1).lr},
+       {"grad_norm", last_step_.grad_norm},
+       {"tokens_per_second", static_cast<double>(interval_.num_tokens) / interval_.seconds},
+       {"seconds", state_.seconds},
+       {"peak_memory_bytes", peak_memory_bytes(device_)}});
+  interval_ = {};
+}
+
+void Trainer::evaluate_now() {
+  if (!data_.validation || recipe_.evaluation.num_sequences == 0) return;
+  summary_.evaluation = evaluate(
+      model_, *data_.validation,
+      {.num_sequences = std::min(recipe_.evaluation.num_sequences, data_.num_validation_sequences),
+       .batch_size = recipe_.micro_batch_size(),
+       .compute = compute_dtype(recipe_),
+       .with_accuracy = data_.with_accuracy,
+       .bytes_of_token = data_.bytes_of_token});
+  nlohmann::json line = {
+      {"event", "evaluation"}, {"step", state_.step}, {"tokens", state_.num_tokens}};
+  line.update(to_json(*summary_.evaluation));
+  metrics_->write(line);
+  std::ostringstream text;
+  text << "step " << state_.step << ": validation loss " << summary_.evaluation->loss;
+  if (const auto& bits = summary_.evaluation->bits_per_byte) text << ", bits per byte " << *bits;
+  if (const auto& accuracy = summary_.evaluation->accuracy) text << ", accuracy " << *accuracy;
+  progress_.note(text.str());
+}
+
+void Trainer::save() {
+  summary_.checkpoint = store_.save(model_, *optimizer_, state_, data_.tokenizer);
+  saved_step_ = state_.step;
+}
+
+nlohmann::json Trainer::start_line() const {
+  return {{"event", "start"},
+          {"step", state_.step},
+          {"steps", recipe_.train.steps},
+          {"parameters", nn::num_parameters(*model_)},
+          {"mixers", recipe_.model.fields.mixers},
+          {"data", data_.description},
+          {"tokens_per_step", recipe_.train.batch_size * recipe_.data.context_length},
+          {"compute", recipe_.train.compute},
+          {"device", device_.str()},
+          {"threads", at::get_num_threads()}};
+}
+
+std::vector<std::string> Trainer::description() const {
+  const nn::ModelConfig& config = recipe_.model.fields;
+  std::ostringstream model, batch;
+  model << "model      " << joined(config.mixers, ", ") << ": " << config.num_hidden_layers
+        << " layers x " << config.hidden_size << ", " << config.num_attention_heads << " heads ("
+        << config.num_key_value_heads << " key/value) x " << config.head_dim << ", FFN "
+        << config.intermediate_size << ", vocabulary " << core::grouped(config.vocab_size) << ", "
+        << core::grouped(nn::num_parameters(*model_)) << " parameters";
+  batch << "batch      " << recipe_.train.batch_size << " sequences x "
+        << recipe_.data.context_length << " tokens in "
+        << recipe_.train.batch_size / recipe_.micro_batch_size() << " forward passes, "
+        << recipe_.train.compute << " on " << device_.str() << ", " << at::get_num_threads()
+        << " threads";
+  std::vector<std::string> lines = {model.str(), "data       " + data_.description, batch.str()};
+  for (const auto& group : optim::describe(plan_)) lines.push_back("optimizer  " + group);
+  std::ostringstream schedule;
+  schedule << "schedule   " << recipe_.schedule.kind << ", " << recipe_.train.steps << " steps";
+  if (state_.step > 0) schedule << ", resumed at step " << state_.step;
+  lines.push_back(schedule.str());
+  return lines;
+}
+
+}  // namespace parallax::train

@@ -1,0 +1,95 @@
+// The training loop: steps, evaluation, metrics, checkpoints, interruption.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "nn/decoder.h"
+#include "optim/param_groups.h"
+#include "optim/schedule.h"
+#include "train/checkpoint.h"
+#include "train/evaluation.h"
+#include "train/metrics.h"
+#include "train/recipe.h"
+#include "train/step.h"
+#include "train/task_data.h"
+
+namespace parallax::train {
+
+struct RunOptions {
+  /// Where checkpoints and metrics.jsonl go.
+  std::filesystem::path output;
+  /// Continue from the latest checkpoint in `output`; from the first step if there is none.
+  bool resume = false;
+  /// Delete an older run in `output`; without, one that is there is an error.
+  bool overwrite = false;
+  /// Save and stop after this many steps of the recipe's; 0 for all.
+  int64_t stop_at = 0;
+  bool show_progress = true;
+};
+
+struct RunSummary {
+  TrainingState state;
+  int signal = 0;        ///< what interrupted the run, 0 if nothing
+  double last_loss = 0;  ///< of the last step, nats
+  std::optional<EvaluationResult> evaluation;
+  std::filesystem::path checkpoint;  ///< empty if this call had nothing to do and saved nothing
+  int64_t peak_memory_bytes = 0;
+};
+
+class Trainer {
+ public:
+  /// Builds or loads everything. Throws if the output folder holds another run, or the checkpoint
+  /// to resume was made with other settings (the message lists them).
+  Trainer(Recipe recipe, RunOptions options);
+
+  /// Trains to the end, to stop_at, or to a signal, and saves. A NaN or infinite loss or gradient
+  /// is an Error naming the step and the first such tensor, thrown after the state before that step
+  /// is saved.
+  RunSummary run();
+
+  nn::Decoder& model() { return model_; }
+  const Recipe& recipe() const { return recipe_; }
+  const TrainingState& state() const { return state_; }
+  /// The model, the data and the optimizer's groups, a line each.
+  std::vector<std::string> description() const;
+
+ private:
+  void prepare_output();
+  void build_model(const std::optional<std::filesystem::path>& checkpoint);
+  void resume_from(const std::filesystem::path& checkpoint);
+  void step();
+  [[noreturn]] void stop_on_bad(const std::string& what, const nlohmann::json& data_before);
+  void log_step();
+  void evaluate_now();
+  void save();
+  bool parameters_are_finite() const;
+  nlohmann::json start_line() const;
+
+  Recipe recipe_;
+  RunOptions options_;
+  torch::Device device_;
+  TaskData data_;
+  nn::Decoder model_{nullptr};
+  std::vector<optim::ParameterPlan> plan_;
+  std::unique_ptr<optim::Optimizer> optimizer_;
+  optim::Schedule schedule_;
+  CheckpointStore store_;
+  std::optional<MetricsFile> metrics_;
+  Progress progress_;
+  TrainingState state_;
+  RunSummary summary_;
+  std::optional<int64_t> saved_step_;  // of the newest checkpoint that this run knows
+  StepResult last_step_;
+  // Since the last line of metrics.
+  struct Interval {
+    double loss_sum = 0, seconds = 0;
+    int64_t num_steps = 0, num_tokens = 0;
+  } interval_;
+};
+
+}  // namespace parallax::train

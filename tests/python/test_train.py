@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plx train` as a program: signals, kills, full disks, bad recipes, numbers that blow up."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import build_path
+
+RECIPE = """
+[model]
+vocab_size = 16
+hidden_size = 32
+intermediate_size = 48
+num_hidden_layers = 2
+num_attention_heads = 4
+num_key_value_heads = 2
+head_dim = 8
+max_position_embeddings = 64
+mixers = ["parallax"]
+[data]
+kind = "in_context_recall"
+context_length = 16
+[optimizer]
+lr = 0.02
+[train]
+steps = 100000
+batch_size = 4
+device = "cpu"
+[evaluation]
+num_sequences = 4
+"""
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Run:
+    """A recipe and an output folder, and the program over them."""
+
+    def __init__(self, folder: Path):
+        self.recipe = folder / "recipe.toml"
+        self.output = folder / "output"
+        self.recipe.write_text(RECIPE)
+
+    def command(self, *arguments):
+        program = build_path("apps/plx/plx")
+        return [program, "train", self.recipe, "--output", self.output, *arguments]
+
+    def finish(self, *arguments, **options):
+        return subprocess.run(
+            self.command(*arguments),
+            capture_output=True,
+            text=True,
+            env=ENVIRONMENT,
+            timeout=120,
+            **options,
+        )
+
+    def start(self, *arguments):
+        return subprocess.Popen(
+            self.command(*arguments),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+
+    def lines(self, event):
+        text = (self.output / "metrics.jsonl").read_text()
+        return [line for line in map(json.loads, text.splitlines()) if line["event"] == event]
+
+    def wait_for_step(self, step, process):
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            try:
+                if any(line["step"] >= step for line in self.lines("train")):
+                    return
+            except (FileNotFoundError, json.JSONDecodeError):
+                pass  # not there yet, or a line half written
+            time.sleep(0.02)
+        raise AssertionError("the run did not get going")
+
+    def checkpoints(self):
+        return sorted(self.output.glob("step_*"))
+
+
+@pytest.fixture
+def run(tmp_path):
+    return Run(tmp_path)
+
+
+def check_whole(checkpoint):
+    """Every file of a checkpoint is there and readable."""
+    weights = load_file(checkpoint / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    momentum = load_file(checkpoint / "training" / "optimizer.safetensors")
+    assert any(name.endswith(".momentum") for name in momentum)
+    state = json.loads((checkpoint / "training" / "state.json").read_text())
+    assert checkpoint.name == f"step_{state['step']:08d}"
+    json.loads((checkpoint / "config.json").read_text())
+
+
+def assert_same_state(left, right):
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        ours, theirs = load_file(left / name), load_file(right / name)
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_stops(run, tmp_path, number):
+    process = run.start()
+    run.wait_for_step(3, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert f"stopped by {number.name} after step" in errors
+    assert "--resume" in errors
+    (checkpoint,) = run.checkpoints()
+    check_whole(checkpoint)
+    step = run.lines("end")[0]["step"]
+
+    # Going on from there is as if nothing had happened.
+    assert run.finish("--resume", "--stop-at", str(step + 2)).returncode == 0
+    (tmp_path / "whole").mkdir()
+    whole = Run(tmp_path / "whole")
+    assert whole.finish("--stop-at", str(step + 2)).returncode == 0
+    assert_same_state(run.output / "latest", whole.output / "latest")
+
+
+def test_a_kill_at_any_moment_leaves_the_last_checkpoint_whole(run):
+    settings = ["--set", "checkpoint.every_steps=1"]
+    last_step = 0
+    for kill in range(6):
+        process = run.start("--resume", *settings)
+        # The second step is logged after the first is saved; saving it is what the kill meets.
+        run.wait_for_step(last_step + 2, process)
+        time.sleep(0.013 * kill)
+        process.kill()
+        process.communicate()
+        checkpoints = run.checkpoints()
+        for checkpoint in checkpoints:
+            check_whole(checkpoint)
+        check_whole((run.output / "latest").resolve())
+        last_step = int(checkpoints[-1].name.removeprefix("step_"))
+    assert last_step >= 6
+    result = run.finish("--resume", "--stop-at", str(last_step + 1), *settings)
+    assert result.returncode == 0, result.stderr
+    steps = [line["step"] for line in run.lines("train")]
+    assert steps == list(range(1, last_step + 2)), "no step is missing or reported twice"
+
+
+def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(run):
+    assert run.finish("--stop-at", "2").returncode == 0
+    before = load_file(run.output / "latest" / "model.safetensors")
+
+    def limit_file_size():
+        # Writing beyond the limit fails as on a full disk once the signal is ignored.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    result = run.finish(
+        "--resume", "--stop-at", "4", preexec_fn=limit_file_size, restore_signals=False
+    )
+    assert result.returncode == 1
+    assert "model.safetensors" in result.stderr
+    assert "too large" in result.stderr
+    assert [path.name for path in run.checkpoints()] == ["step_00000002"]
+    after = load_file(run.output / "latest" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    leftovers = [p.name for p in run.output.iterdir() if p.name.startswith(".")]
+    assert leftovers == []
+    assert run.finish("--resume", "--stop-at", "4").returncode == 0
+
+
+def test_a_read_only_folder_is_reported(run):
+    run.output.parent.joinpath("locked").mkdir(mode=0o555)
+    run.output = run.output.parent / "locked" / "output"
+
+    def drop_root():
+        if os.geteuid() == 0:
+            os.setuid(65534)
+
+    for folder in (run.recipe.parent, *run.recipe.parents[:3]):
+        if folder.stat().st_uid == os.geteuid():
+            folder.chmod(folder.stat().st_mode | 0o055)
+    result = run.finish("--stop-at", "2", preexec_fn=drop_root)
+    assert result.returncode == 1
+    assert "locked/output" in result.stderr
+    assert "Permission denied" in result.stderr
+
+
+def test_numbers_that_blow_up_stop_the_run(run):
+    result = run.finish("--set", "optimizer.lr=1e30", "--set", "train.steps=50")
+    assert result.returncode == 1
+    assert " is NaN or infinite; " in result.stderr
+    assert "step " in result.stderr
+    assert run.lines("not_finite")
+    for checkpoint in run.checkpoints():
+        check_whole(checkpoint)
+
+
+def test_a_bad_recipe_is_refused_with_its_line(run):
+    run.recipe.write_text(RECIPE.replace("hidden_size = 32", "hiden_size = 32"))
+    result = run.finish()
+    assert result.returncode == 1
+    line = RECIPE.splitlines().index("hidden_size = 32") + 1
+    assert f"recipe.toml:{line}: unknown key 'hiden_size'" in result.stderr
+    assert "'hidden_size'" in result.stderr
+    assert not run.output.exists()
+
+
+def test_a_setting_without_effect_is_a_warning(run):
+    result = run.finish("--stop-at", "1", "--set", "data.path=somewhere")
+    assert result.returncode == 0
+    assert "warning" in result.stderr
+    assert "data.path has no effect" in result.stderr
+
+
+def test_resuming_another_recipe_says_what_differs(run):
+    assert run.finish("--stop-at", "1").returncode == 0
+    result = run.finish("--resume", "--set", "model.hidden_size=64", "--set", "data.seed=3")
+    assert result.returncode == 1
+    assert "model.hidden_size: 32 in the checkpoint, 64 now" in result.stderr
+    assert "data.seed: 1 in the checkpoint, 3 now" in result.stderr
+
+
+def test_the_help_explains_and_bad_usage_is_told_apart(run):
+    program = build_path("apps/plx/plx")
+    text = subprocess.run(
+        [program, "train", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for word in ("--resume", "--output", "--set", "Examples", "metrics.jsonl"):
+        assert word in text
+    settings = subprocess.run(
+        [program, "train", "--list-settings"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "newton_schulz" in settings
+    assert run.finish("--no-such-option").returncode == 2
+    assert subprocess.run([program, "train"], capture_output=True).returncode == 2
