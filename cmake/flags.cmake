@@ -25,6 +25,9 @@ endif()
 
 # Warnings apply to our own targets (plx_add_library and friends), never to other people's headers.
 set(PLX_WARNINGS -Wall -Wextra -Wshadow -Wconversion)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  list(APPEND PLX_WARNINGS -Wno-restrict)  # false alarms in std::string's operator+ (GCC bug 105651)
+endif()
 if(PLX_WERROR)
   list(APPEND PLX_WARNINGS -Werror)
 endif()
