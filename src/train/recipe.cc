@@ -115,6 +115,9 @@ std::vector<std::string> warnings(const Recipe& recipe) {
   warn_if(recipe.checkpoint.every_steps > recipe.train.steps, "checkpoint.every_steps",
           "it exceeds train.steps");
 
+  for (const char* key : {"train.seed", "train.embedding_init_std"})
+    warn_if(!recipe.model.init_from.empty(), key, "the weights come from model.init_from");
+
   const auto& mixers = recipe.model.fields.mixers;
   const bool has_parallax =
       std::find(mixers.begin(), mixers.end(), std::string("parallax")) != mixers.end();

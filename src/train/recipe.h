@@ -65,6 +65,7 @@ struct TrainSection {
   std::string compute = "float32";
   double clip_norm = 1;
   bool activation_checkpointing = false;
+  double embedding_init_std = 0;
   int64_t seed = 1;
   std::string device = "auto";
 };

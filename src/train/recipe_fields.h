@@ -72,11 +72,14 @@ void visit_train(Section& s, Visitor&& visit) {
   visit("micro_batch_size", s.micro_batch_size,
         {.help = "sequences of one forward pass, whose gradients add up; 0: batch_size", .min = 0});
   visit("compute", s.compute,
-        {.help = "dtype of the products; weights and optimizer state stay float32",
-         .choices = {"float32", "bfloat16"}});
+        {.help = "dtype of the products; weights and optimizer state stay float32; auto: bfloat16 "
+                 "where the machine has instructions for it",
+         .choices = {"float32", "bfloat16", "auto"}});
   visit("clip_norm", s.clip_norm, {.help = "largest gradient norm; 0: no clipping", .min = 0});
   visit("activation_checkpointing", s.activation_checkpointing,
         {.help = "recompute layers in the backward pass to save memory"});
+  visit("embedding_init_std", s.embedding_init_std,
+        {.help = "spread of the initial embedding; 0: model.initializer_range", .min = 0});
   visit("seed", s.seed, {.help = "seed of the initial weights", .min = 0});
   visit("device", s.device,
         {.help = "auto: cuda where there is one",

@@ -250,6 +250,8 @@ void validate(const Recipe& recipe, const std::string& origin) {
             recipe.micro_batch_size());
   PLX_CHECK(recipe.data.kind != "shards" || !recipe.data.path.empty(), origin,
             ": data.path is missing: the folder that `plx prepare` made");
+  PLX_CHECK(recipe.train.embedding_init_std == 0 || recipe.model.fields.initializer_range > 0,
+            origin, ": train.embedding_init_std needs model.initializer_range above 0");
   try {
     recipe.model.fields.validate();
     optim::Schedule{schedule_options(recipe)};

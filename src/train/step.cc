@@ -32,6 +32,15 @@ std::optional<std::string> first_bad_gradient(const nn::Decoder& model) {
 
 }  // namespace
 
+bool has_fast_bfloat16(torch::Device device) {
+  if (!device.is_cpu()) return true;
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512bf16") != 0;
+#else
+  return false;
+#endif
+}
+
 AutocastScope::AutocastScope(torch::Device device, torch::ScalarType compute)
     : device_(device.type()),
       was_enabled_(at::autocast::is_autocast_enabled(device_)),

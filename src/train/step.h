@@ -28,6 +28,10 @@ struct StepResult {
   std::optional<std::string> first_bad;
 };
 
+/// Whether bfloat16 products are faster than float32 ones on the device: it has instructions for
+/// them.
+bool has_fast_bfloat16(torch::Device device);
+
 /// Switches autocast to bfloat16 for its lifetime, on `device`, if compute is kBFloat16.
 class AutocastScope {
  public:

@@ -29,8 +29,19 @@ torch::Device choose_device(const std::string& name) {
   return name == "cuda" || (name == "auto" && has_cuda) ? torch::kCUDA : torch::kCPU;
 }
 
-torch::ScalarType compute_dtype(const Recipe& recipe) {
-  return recipe.train.compute == "bfloat16" ? torch::kBFloat16 : torch::kFloat32;
+torch::ScalarType choose_compute(const std::string& name, torch::Device device) {
+  const bool is_bfloat16 = name == "bfloat16" || (name == "auto" && has_fast_bfloat16(device));
+  return is_bfloat16 ? torch::kBFloat16 : torch::kFloat32;
+}
+
+const char* dtype_name(torch::ScalarType dtype) {
+  return dtype == torch::kBFloat16 ? "bfloat16" : "float32";
+}
+
+/// The embedding of a fresh model, drawn with another spread.
+void rescale_embedding(nn::Decoder& model, double initializer_range, double std) {
+  torch::NoGradGuard no_grad;
+  model->named_parameters().find("model.embed_tokens.weight")->mul_(std / initializer_range);
 }
 
 bool is_due(int64_t step, int64_t every_steps) {
@@ -66,6 +77,7 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
     : recipe_(std::move(recipe)),
       options_(std::move(options)),
       device_(choose_device(recipe_.train.device)),
+      compute_(choose_compute(recipe_.train.compute, device_)),
       data_(open_task_data(recipe_)),
       schedule_(schedule_options(recipe_)),
       store_(options_.output, recipe_.checkpoint.keep_last),
@@ -102,6 +114,8 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   } else {
     torch::manual_seed(static_cast<uint64_t>(recipe_.train.seed));
     model_ = nn::Decoder(recipe_.model.fields);
+    if (const double std = recipe_.train.embedding_init_std; std > 0)
+      rescale_embedding(model_, recipe_.model.fields.initializer_range, std);
   }
   // Master weights are float32 whatever the checkpoint was stored in.
   model_->to(device_, torch::kFloat32);
@@ -172,7 +186,7 @@ void Trainer::step() {
   const Batch batch = data_.train->next(recipe_.train.batch_size);
   last_step_ = compute_gradients(model_, batch,
                                  {.micro_batch_size = recipe_.micro_batch_size(),
-                                  .compute = compute_dtype(recipe_),
+                                  .compute = compute_,
                                   .clip_norm = recipe_.train.clip_norm});
   if (last_step_.first_bad) stop_on_bad(*last_step_.first_bad, data_before);
   optimizer_->step(schedule_.at(state_.step));
@@ -226,7 +240,7 @@ void Trainer::evaluate_now() {
       model_, *data_.validation,
       {.num_sequences = std::min(recipe_.evaluation.num_sequences, data_.num_validation_sequences),
        .batch_size = recipe_.micro_batch_size(),
-       .compute = compute_dtype(recipe_),
+       .compute = compute_,
        .with_accuracy = data_.with_accuracy,
        .bytes_of_token = data_.bytes_of_token});
   nlohmann::json line = {
@@ -253,7 +267,7 @@ nlohmann::json Trainer::start_line() const {
           {"mixers", recipe_.model.fields.mixers},
           {"data", data_.description},
           {"tokens_per_step", recipe_.train.batch_size * recipe_.data.context_length},
-          {"compute", recipe_.train.compute},
+          {"compute", dtype_name(compute_)},
           {"device", device_.str()},
           {"threads", at::get_num_threads()}};
 }
@@ -269,7 +283,7 @@ std::vector<std::string> Trainer::description() const {
   batch << "batch      " << recipe_.train.batch_size << " sequences x "
         << recipe_.data.context_length << " tokens in "
         << recipe_.train.batch_size / recipe_.micro_batch_size() << " forward passes, "
-        << recipe_.train.compute << " on " << device_.str() << ", " << at::get_num_threads()
+        << dtype_name(compute_) << " on " << device_.str() << ", " << at::get_num_threads()
         << " threads";
   std::vector<std::string> lines = {model.str(), "data       " + data_.description, batch.str()};
   for (const auto& group : optim::describe(plan_)) lines.push_back("optimizer  " + group);

@@ -73,6 +73,7 @@ class Trainer {
   Recipe recipe_;
   RunOptions options_;
   torch::Device device_;
+  torch::ScalarType compute_;
   TaskData data_;
   nn::Decoder model_{nullptr};
   std::vector<optim::ParameterPlan> plan_;

@@ -97,6 +97,17 @@ TEST_F(TrainerTest, twinsStartFromTheSameValuesAndSeeTheSameData) {
   EXPECT_NE(losses("softmax")[5], losses("parallax")[5]);
 }
 
+TEST_F(TrainerTest, embeddingInitStdSpreadsTheEmbeddingOnly) {
+  Trainer plain(recipe(), options("plain"));
+  Trainer spread(recipe({"train.embedding_init_std=0.5"}), options("spread"));
+  const auto before = plain.model()->named_parameters(), after = spread.model()->named_parameters();
+  for (const auto& entry : before) {
+    const double factor = entry.key() == "model.embed_tokens.weight" ? 0.5 / 0.02 : 1;
+    EXPECT_TRUE(torch::allclose(*after.find(entry.key()), entry.value() * factor, 1e-6, 0))
+        << entry.key();
+  }
+}
+
 TEST_F(TrainerTest, anInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
   RunOptions reference = options("reference");
   reference.stop_at = 4;
