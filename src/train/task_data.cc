@@ -67,11 +67,15 @@ TaskData open_shards(Recipe& recipe) {
       train_set, LoaderOptions{.context_length = context_length,
                                .order = LoaderOptions::Order::kShuffled,
                                .seed = static_cast<uint64_t>(recipe.data.seed)});
-  if (train_set->manifest().validation.num_tokens >= 2) {
+  if (const int64_t num_tokens = train_set->manifest().validation.num_tokens; num_tokens >= 2) {
+    // In a fixed pseudo-random order, so that a few windows are of many documents; in order where
+    // there is hardly more than one window.
+    const bool has_windows = num_tokens > 2 * context_length;
     auto validation = std::make_unique<TokenLoader>(
         std::make_shared<io::TokenDataset>(folder, io::Split::kValidation, config.vocab_size),
         LoaderOptions{.context_length = context_length,
-                      .order = LoaderOptions::Order::kSequential});
+                      .order = has_windows ? LoaderOptions::Order::kShuffled
+                                           : LoaderOptions::Order::kSequential});
     data.num_validation_sequences = validation->num_windows();
     data.validation = std::move(validation);
   }

@@ -245,3 +245,69 @@ def test_the_help_explains_and_bad_usage_is_told_apart(run):
     assert "newton_schulz" in settings
     assert run.finish("--no-such-option").returncode == 2
     assert subprocess.run([program, "train"], capture_output=True).returncode == 2
+
+
+def prepare_text(folder, name, seed):
+    """Tokens of a small made-up corpus."""
+    words = ["parallax", "attention", "probe", "softmax", "covariance", "\n"]
+    generator = torch.Generator().manual_seed(seed)
+    source = folder / f"{name}_text"
+    source.mkdir()
+    for document in range(12):
+        picks = torch.randint(0, len(words), (200,), generator=generator)
+        text = " ".join(words[int(pick)] for pick in picks)
+        (source / f"{document}.txt").write_text(text)
+    tokens = folder / name
+    program = build_path("apps/plx/plx")
+    command = [program, "prepare", source, "--output", tokens, "--validation-fraction", "0.2"]
+    subprocess.run(command, check=True, capture_output=True)
+    return tokens
+
+
+@pytest.fixture
+def text_run(run, tmp_path):
+    tokens = prepare_text(tmp_path, "tokens", seed=1)
+    recipe = RECIPE.replace('kind = "in_context_recall"', f'kind = "shards"\npath = "{tokens}"')
+    run.recipe.write_text(recipe.replace("vocab_size = 16", "vocab_size = 257"))
+    return run
+
+
+def test_text_is_trained_on_and_the_tokenizer_travels(text_run):
+    assert text_run.finish("--steps", "3").returncode == 0
+    (evaluation,) = text_run.lines("evaluation")
+    # Bytes are the tokens, so that only end-of-document targets tell nats per byte and token apart.
+    nats = evaluation["bits_per_byte"] * 0.6931471805599453
+    assert evaluation["validation_loss"] == pytest.approx(nats, rel=0.05)
+    latest = text_run.output / "latest"
+    tokens = text_run.recipe.parent / "tokens"
+    assert (latest / "tokenizer.json").read_text() == (tokens / "tokenizer.json").read_text()
+    assert json.loads((latest / "config.json").read_text())["eos_token_id"] == 256
+
+
+def test_resuming_with_other_text_is_refused(text_run, tmp_path):
+    assert text_run.finish("--stop-at", "2").returncode == 0
+    other = prepare_text(tmp_path, "other", seed=2)
+    result = text_run.finish("--resume", "--data", str(other), "--stop-at", "4")
+    assert result.returncode == 1
+    assert "cannot resume from" in result.stderr
+    moved = tmp_path / "moved"
+    (tmp_path / "tokens").rename(moved)
+    assert text_run.finish("--resume", "--data", str(moved), "--stop-at", "4").returncode == 0
+
+
+def test_text_resumes_bit_for_bit(text_run, tmp_path):
+    settings = ["--set", "train.steps=40", "--set", "train.compute=bfloat16"]
+    assert text_run.finish(*settings, "--stop-at", "7").returncode == 0
+    assert text_run.finish(*settings, "--resume").returncode == 0
+    (tmp_path / "whole").mkdir()
+    whole = Run(tmp_path / "whole")
+    whole.recipe.write_text(text_run.recipe.read_text())
+    assert whole.finish(*settings).returncode == 0
+    assert_same_state(text_run.output / "latest", whole.output / "latest")
+
+
+def test_a_vocabulary_too_small_for_the_text_is_refused(text_run):
+    result = text_run.finish("--set", "model.vocab_size=100")
+    assert result.returncode == 1
+    assert "100" in result.stderr
+    assert "257" in result.stderr
