@@ -7,6 +7,7 @@
 #include <numbers>
 #include <utility>
 
+#include "nn/loss.h"
 #include "parallax/error.h"
 
 namespace parallax::evaluate {
@@ -57,7 +58,7 @@ void PerplexityMeter::add_document(std::span<const int32_t> tokens, int64_t num_
       const bool scored = i >= window.size - window.num_scored;
       const int32_t target = tokens[static_cast<size_t>(window.begin + i)];
       waiting.tokens.push_back(id_before(window.begin + i));
-      waiting.targets.push_back(scored ? target : kIgnoredTarget);
+      waiting.targets.push_back(scored ? target : nn::kIgnoreIndex);
     }
     waiting_.push_back(std::move(waiting));
     if (static_cast<int64_t>(waiting_.size()) == options_.batch_size) score_waiting();
@@ -74,7 +75,7 @@ void PerplexityMeter::score_waiting() {
     tokens.insert(tokens.end(), window.tokens.begin(), window.tokens.end());
     targets.insert(targets.end(), window.targets.begin(), window.targets.end());
     tokens.insert(tokens.end(), width - window.tokens.size(), options_.start_token);
-    targets.insert(targets.end(), width - window.targets.size(), kIgnoredTarget);
+    targets.insert(targets.end(), width - window.targets.size(), nn::kIgnoreIndex);
   }
   const auto shape = {static_cast<int64_t>(waiting_.size()), static_cast<int64_t>(width)};
   result_.score += score_batch(

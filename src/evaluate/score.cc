@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "nn/loss.h"
 #include "parallax/error.h"
 
 namespace parallax::evaluate {
@@ -61,7 +62,7 @@ Score score_batch(nn::Decoder& model, const ScoredBatch& batch, int64_t chunk_ta
   const torch::NoGradGuard no_grad;
   const EvalMode eval_mode(model);
   const torch::Tensor flat_targets = targets_BT.reshape({-1});
-  const torch::Tensor counted = (flat_targets != kIgnoredTarget).nonzero().squeeze(-1);
+  const torch::Tensor counted = (flat_targets != nn::kIgnoreIndex).nonzero().squeeze(-1);
   const torch::Tensor targets = flat_targets.index_select(0, counted);
   check_targets(targets, model->config().vocab_size);
 

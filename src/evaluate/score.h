@@ -15,10 +15,8 @@
 
 namespace parallax::evaluate {
 
-/// Positions with this target do not count (PyTorch's ignore_index).
-inline constexpr int64_t kIgnoredTarget = -100;
-
-/// int64 [B, T] each; target t is what the model should predict after token t.
+/// int64 [B, T] each; target t is what the model should predict after token t, or
+/// nn::kIgnoreIndex.
 struct ScoredBatch {
   torch::Tensor tokens_BT, targets_BT;
 };

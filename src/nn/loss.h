@@ -10,9 +10,11 @@
 
 namespace parallax::nn {
 
+/// Tokens with this target do not count, here and wherever targets are handled.
+inline constexpr int64_t kIgnoreIndex = -100;
+
 struct CrossEntropyOptions {
-  /// Tokens with this target do not count.
-  int64_t ignore_index = -100;
+  int64_t ignore_index = kIgnoreIndex;
   /// Tokens whose logits exist at one time; chosen for 128 MiB of float32 logits when 0.
   int64_t chunk_tokens = 0;
 };

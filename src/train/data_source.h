@@ -8,10 +8,11 @@
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 
+#include "nn/loss.h"
+
 namespace parallax::train {
 
-/// Positions with this target do not count in the loss.
-inline constexpr int64_t kIgnoreIndex = -100;
+using nn::kIgnoreIndex;
 
 /// int64 [B, T] each; target t is what the model should predict after token t.
 struct Batch {

@@ -6,6 +6,7 @@
 
 #include <cmath>
 
+#include "nn/loss.h"
 #include "parallax/error.h"
 #include "support/tiny_model.h"
 
@@ -69,7 +70,7 @@ TEST(ScoreBatch, LeavesTheModelAsItWas) {
 TEST(ScoreBatch, NoTargetsGiveAnEmptyScore) {
   nn::Decoder model = test::tiny_model(test::tiny_config());
   ScoredBatch batch = random_batch(1, 4, 257);
-  batch.targets_BT.fill_(kIgnoredTarget);
+  batch.targets_BT.fill_(nn::kIgnoreIndex);
   const Score score = score_batch(model, batch);
   EXPECT_EQ(score.num_targets, 0);
   EXPECT_EQ(score.loss(), 0.0);
