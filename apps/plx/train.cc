@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "commands.h"
-#include "common.h"
 #include "core/grouped.h"
 #include "train/trainer.h"
 
@@ -77,6 +76,7 @@ int run_train(const TrainArguments& arguments) {
                                   .overwrite = arguments.overwrite,
                                   .stop_at = arguments.stop_at,
                                   .show_progress = !arguments.quiet});
+  for (const auto& warning : trainer.warnings()) std::cerr << "plx: warning: " << warning << '\n';
   for (const auto& line : trainer.description()) std::cout << line << '\n';
   std::cout << "output     " << output.string() << "\n" << std::endl;
   const train::RunSummary summary = trainer.run();
@@ -93,30 +93,20 @@ void add_train(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says");
   command->footer(kExamples);
-  auto* recipe = command
-                     ->add_option("recipe", arguments->recipe,
-                                  "TOML file: model, data, optimizer, schedule, ...")
-                     ->type_name("PATH");
-  command
-      ->add_option("-o,--output", arguments->output,
-                   "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)")
-      ->type_name("PATH");
-  command
-      ->add_option("--data", arguments->data,
-                   "Token folder made by `plx prepare`; short for --set data.path=...")
-      ->type_name("PATH");
-  command
-      ->add_option("--set", arguments->settings,
-                   "Override a setting of the recipe, section.key=value; repeatable")
-      ->option_text("SETTING");
+  auto* recipe = command->add_option("recipe", arguments->recipe,
+                                     "TOML file: model, data, optimizer, schedule, ...");
+  command->add_option("-o,--output", arguments->output,
+                      "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)");
+  command->add_option("--data", arguments->data,
+                      "Token folder made by `plx prepare`; short for --set data.path=...");
+  command->add_option("--set", arguments->settings,
+                      "Override a setting of the recipe, section.key=value; repeatable");
   command->add_option("--steps", arguments->steps, "Short for --set train.steps=...")
-      ->type_name("N")
-      ->check(whole_number(1));
+      ->check(CLI::PositiveNumber);
   command
       ->add_option("--stop-at", arguments->stop_at,
                    "Save and stop after this step; the schedule stays that of all steps")
-      ->type_name("N")
-      ->check(whole_number(1));
+      ->check(CLI::PositiveNumber);
   auto* resume = command->add_flag("--resume", arguments->resume,
                                    "Continue from the newest checkpoint in the output folder, or "
                                    "start if there is none");

@@ -8,7 +8,6 @@
 
 #include "io/atomic_file.h"
 #include "io/hash.h"
-#include "io/json_error.h"
 #include "parallax/error.h"
 
 namespace parallax::io {
@@ -123,7 +122,7 @@ TokenManifest read_manifest(const std::filesystem::path& folder) {
   try {
     parsed = json::parse(read_file(path));
   } catch (const json::exception& error) {
-    PLX_FAIL(path.string(), ": not JSON: ", plain_what(error));
+    PLX_FAIL(path.string(), ": not JSON: ", error.what());
   }
   const Fields root(parsed, path.string());
   PLX_CHECK(root.text("format") == kFormat, path.string(), ": \"format\" is \"",

@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 
 #include "io/atomic_file.h"
-#include "io/json_error.h"
 #include "parallax/error.h"
 #include "text/bpe_tokenizer.h"
 
@@ -52,9 +51,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
   try {
     return parse_tokenizer(std::move(contents));
   } catch (const json::parse_error& error) {
-    PLX_FAIL(file.string(), " is not JSON: ", io::plain_what(error));
+    PLX_FAIL(file.string(), " is not JSON: ", error.what());
   } catch (const json::exception& error) {
-    PLX_FAIL(file.string(), " is not a tokenizer.json: ", io::plain_what(error));
+    PLX_FAIL(file.string(), " is not a tokenizer.json: ", error.what());
   } catch (const Error& error) {
     PLX_FAIL(file.string(), ": ", error.what());
   }

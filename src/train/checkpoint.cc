@@ -37,6 +37,11 @@ void point_latest_at(const fs::path& checkpoint) {
   fs::rename(temporary, link);
 }
 
+void check_finite(const std::string& name, const torch::Tensor& tensor) {
+  PLX_CHECK(tensor.isfinite().all().item<bool>(), name,
+            " is NaN or infinite; such a state is not saved");
+}
+
 nlohmann::json read_json(const fs::path& path) {
   const auto json = nlohmann::json::parse(io::read_file(path), nullptr, /*allow_exceptions=*/false);
   PLX_CHECK(json.is_object(), path.string(), " is not a JSON object");
@@ -66,13 +71,16 @@ std::optional<fs::path> CheckpointStore::latest() const {
 
 fs::path CheckpointStore::save(const nn::Decoder& model, const optim::Optimizer& optimizer,
                                const TrainingState& state, const std::string& tokenizer) const {
+  const auto optimizer_state = optimizer.state();
+  for (const auto& entry : model->named_parameters()) check_finite(entry.key(), entry.value());
+  for (const auto& [name, tensor] : optimizer_state) check_finite(name, tensor);
   const fs::path checkpoint = folder_ / folder_name(state.step);
   io::AtomicFolder folder(checkpoint);
   nn::save_pretrained(model, folder.staging());
   if (!tokenizer.empty()) io::write_file(folder.staging() / "tokenizer.json", tokenizer);
   const fs::path training = folder.staging() / "training";
   fs::create_directory(training);
-  optim::save_tensors(training / "optimizer.safetensors", optimizer.state());
+  optim::save_tensors(training / "optimizer.safetensors", optimizer_state);
   optim::save_tensors(training / "random.safetensors", {{"cpu", cpu_generator().get_state()}});
   io::write_file(training / "recipe.json", state.recipe.dump(1) + "\n");
   const nlohmann::json json = {{"format_version", kFormatVersion},

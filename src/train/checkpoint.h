@@ -40,8 +40,9 @@ class CheckpointStore {
   /// The checkpoint with the most steps; none if there is none.
   std::optional<std::filesystem::path> latest() const;
   /// Writes step_<step>, points `latest` at it and deletes the oldest beyond keep_last. Whenever
-  /// the process dies, every step_ folder is whole. Throws if it cannot be written; older
-  /// checkpoints are as before then. An empty tokenizer means that the tokens are no text.
+  /// the process dies, every step_ folder is whole. Throws if it cannot be written or a tensor of
+  /// model or optimizer is NaN or infinite; older checkpoints are as before then. An empty
+  /// tokenizer means that the tokens are no text.
   std::filesystem::path save(const nn::Decoder& model, const optim::Optimizer& optimizer,
                              const TrainingState& state, const std::string& tokenizer) const;
   /// Deletes all checkpoints.

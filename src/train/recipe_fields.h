@@ -3,9 +3,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <string_view>
+#include <utility>
+
 #include "train/recipe.h"
 
 namespace parallax::train {
+
+// With these no step overflows float32 as long as gradients and weights do not exceed kLargestNorm
+// (step.h): a weight of 1e15 moves by lr * multiplier * 1e15 / eps = 1e36 at most. AdamW divides by
+// 1 - beta^t.
+inline constexpr double kLargestFactor = 1e3;
+inline constexpr double kSmallestEps = 1e-15;
+inline constexpr double kLargestBeta = 0.999999;
 
 template <typename Section, typename Visitor>
 void visit_data(Section& s, Visitor&& visit) {
@@ -24,12 +34,13 @@ void visit_optimizer(Section& s, Visitor&& visit) {
   visit("name", s.name,
         {.help = "what trains the hidden matrices; AdamW trains the rest",
          .choices = {"muon", "adamw"}});
-  visit("lr", s.lr, {.help = "peak learning rate", .min = 0});
-  visit("weight_decay", s.weight_decay, {.help = "decoupled weight decay", .min = 0});
+  visit("lr", s.lr, {.help = "peak learning rate", .min = 0, .max = kLargestFactor});
+  visit("weight_decay", s.weight_decay,
+        {.help = "decoupled weight decay", .min = 0, .max = kLargestFactor});
   visit("embedding_lr_multiplier", s.embedding_lr_multiplier,
-        {.help = "times lr for embedding and head", .min = 0});
+        {.help = "times lr for embedding and head", .min = 0, .max = kLargestFactor});
   visit("norm_lr_multiplier", s.norm_lr_multiplier,
-        {.help = "times lr for norm gains and biases", .min = 0});
+        {.help = "times lr for norm gains and biases", .min = 0, .max = kLargestFactor});
   visit("momentum", s.momentum, {.help = "of Muon", .min = 0, .max = 1});
   visit("nesterov", s.nesterov, {.help = "Muon steps along gradient and momentum"});
   visit("scaling", s.scaling,
@@ -42,9 +53,9 @@ void visit_optimizer(Section& s, Visitor&& visit) {
         {.help = "0: 5 for jordan, 8 for polar_express, 12 for exact", .min = 0, .max = 99});
   visit("newton_schulz_dtype", s.newton_schulz_dtype,
         {.help = "what it is computed in", .choices = {"float32", "bfloat16"}});
-  visit("beta1", s.beta1, {.help = "of AdamW", .min = 0, .max = 1});
-  visit("beta2", s.beta2, {.help = "of AdamW", .min = 0, .max = 1});
-  visit("eps", s.eps, {.help = "of AdamW", .min = 0});
+  visit("beta1", s.beta1, {.help = "of AdamW", .min = 0, .max = kLargestBeta});
+  visit("beta2", s.beta2, {.help = "of AdamW", .min = 0, .max = kLargestBeta});
+  visit("eps", s.eps, {.help = "of AdamW", .min = kSmallestEps, .max = kLargestFactor});
   visit("groups", s.groups,
         {.help = "exceptions: pattern, algorithm, lr_multiplier, weight_decay, row_splits"});
 }
@@ -112,6 +123,23 @@ void visit_logging(Section& s, Visitor&& visit) {
          .may_change = true});
 }
 
+/// What a field of config.json means, where its name does not say it.
+inline const char* model_field_help(std::string_view name) {
+  constexpr std::pair<std::string_view, const char*> kMeanings[] = {
+      {"max_position_embeddings", "longest sequence; data.context_length may not exceed it"},
+      {"mixers", "token mixer of each layer, softmax or parallax; one name stands for all layers"},
+      {"qk_norm", "RMSNorm on each head of q and k"},
+      {"sliding_window", "keys that a query sees, itself included; null: all before it"},
+      {"r_proj_bias", "parallax: a bias on the projection that makes r"},
+      {"r_norm", "parallax: RMSNorm on each head of r"},
+      {"r_rope", "parallax: rotary positions on r, as on q and k"},
+      {"r_norm_init", "parallax: initial gain of r_norm; 0 starts as softmax attention exactly"},
+  };
+  for (const auto& [field, meaning] : kMeanings)
+    if (field == name) return meaning;
+  return "as in config.json";
+}
+
 /// The fields of [model].
 template <typename Section, typename Visitor>
 void visit_model(Section& s, Visitor&& visit) {
@@ -122,7 +150,7 @@ void visit_model(Section& s, Visitor&& visit) {
         {.help = "a checkpoint folder whose config and weights the run starts from",
          .may_change = true});
   nn::visit_fields(s.fields, [&](const char* name, auto& field) {
-    visit(name, field, {.help = "as in config.json"});
+    visit(name, field, {.help = model_field_help(name)});
   });
 }
 

@@ -132,8 +132,8 @@ optim::GroupRule read_group(const toml::table& table, const std::string& origin)
   if (read("algorithm", algorithm, {.choices = {"muon", "adamw"}}))
     rule.algorithm = optim::parse_algorithm(algorithm);
   double number = 0;
-  if (read("lr_multiplier", number, {.min = 0})) rule.lr_multiplier = number;
-  if (read("weight_decay", number, {.min = 0})) rule.weight_decay = number;
+  if (read("lr_multiplier", number, {.min = 0, .max = kLargestFactor})) rule.lr_multiplier = number;
+  if (read("weight_decay", number, {.min = 0, .max = kLargestFactor})) rule.weight_decay = number;
   std::vector<int64_t> row_splits;
   if (read("row_splits", row_splits)) rule.row_splits = row_splits;
   return rule;
@@ -250,6 +250,9 @@ void validate(const Recipe& recipe, const std::string& origin) {
             recipe.micro_batch_size());
   PLX_CHECK(recipe.data.kind != "shards" || !recipe.data.path.empty(), origin,
             ": data.path is missing: the folder that `plx prepare` made");
+  PLX_CHECK(recipe.data.context_length <= recipe.model.fields.max_position_embeddings, origin,
+            ": data.context_length ", recipe.data.context_length,
+            " exceeds model.max_position_embeddings ", recipe.model.fields.max_position_embeddings);
   PLX_CHECK(recipe.train.embedding_init_std == 0 || recipe.model.fields.initializer_range > 0,
             origin, ": train.embedding_init_std needs model.initializer_range above 0");
   try {

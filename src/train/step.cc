@@ -4,6 +4,7 @@
 
 #include <ATen/autocast_mode.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "nn/loss.h"
@@ -29,6 +30,8 @@ std::optional<std::string> first_bad_gradient(const nn::Decoder& model) {
   }
   return std::nullopt;
 }
+
+bool is_usable(double norm) { return norm <= kLargestNorm; }  // NaN is not
 
 }  // namespace
 
@@ -83,14 +86,27 @@ StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepO
   StepResult result;
   result.loss = loss_sum / static_cast<double>(num_targets);
   result.grad_norm = gradient_norm(model);
+  const bool clips = options.clip_norm > 0;
   // Before clipping, which would spread one infinity over all gradients.
   if (!std::isfinite(result.loss))
     result.first_bad = "the loss";
   else if (!std::isfinite(result.grad_norm))
     result.first_bad = first_bad_gradient(model).value_or("the norm of the gradient");
-  else if (options.clip_norm > 0)
+  else if (!is_usable(clips ? std::min(result.grad_norm, options.clip_norm) : result.grad_norm))
+    result.first_bad = "the norm of the gradient";
+  else if (clips)
     torch::nn::utils::clip_grad_norm_(model->parameters(), options.clip_norm);
   return result;
+}
+
+std::optional<std::string> first_bad_weight(const nn::Decoder& model) {
+  torch::NoGradGuard no_grad;
+  const auto norms = torch::stack(at::_foreach_norm(model->parameters())).to(torch::kFloat64).cpu();
+  if (norms.le(kLargestNorm).all().item<bool>()) return std::nullopt;
+  const auto values = norms.accessor<double, 1>();
+  int64_t idx = 0;
+  while (is_usable(values[idx])) ++idx;
+  return model->named_parameters()[static_cast<size_t>(idx)].key();
 }
 
 }  // namespace parallax::train

@@ -13,6 +13,13 @@
 
 namespace parallax::train {
 
+/// The largest norm of a weight, and of the gradient that a step uses. Below it no step overflows
+/// float32: moments are averages of gradients and their squares (1e30 at most), AdamW moves a
+/// weight by lr times 1e15 / eps at most and Muon by lr times an orthogonal matrix, and the
+/// recipe's ranges keep lr and 1 / eps small enough (recipe_fields.h). So a run can be stopped
+/// while all its state is finite, without a copy of that state.
+inline constexpr double kLargestNorm = 1e15;
+
 struct StepOptions {
   int64_t micro_batch_size = 1;
   /// kFloat32, or kBFloat16 by autocast; parameters and their gradients are float32 either way.
@@ -24,7 +31,8 @@ struct StepOptions {
 struct StepResult {
   double loss = 0;       ///< mean over the batch's targets, nats
   double grad_norm = 0;  ///< before clipping
-  /// What is NaN or infinite, if anything: "the loss", or the first such gradient by its name.
+  /// What is NaN, infinite or beyond kLargestNorm, if anything: "the loss", or the first such
+  /// gradient by its name, or the norm of all of them.
   std::optional<std::string> first_bad;
 };
 
@@ -50,5 +58,8 @@ class AutocastScope {
 /// clips them. The same batch in other micro-batches gives the same gradient up to rounding.
 /// Throws if the batch has no targets.
 StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options);
+
+/// The name of the first parameter whose norm is NaN, infinite or beyond kLargestNorm.
+std::optional<std::string> first_bad_weight(const nn::Decoder& model);
 
 }  // namespace parallax::train

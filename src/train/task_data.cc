@@ -51,6 +51,9 @@ torch::Tensor bytes_of_tokens(const text::Tokenizer& tokenizer, int64_t vocab_si
 
 TaskData open_shards(Recipe& recipe) {
   const std::filesystem::path folder = recipe.data.path;
+  PLX_CHECK(std::filesystem::is_directory(folder), "there is no token folder ", folder.string(),
+            " (data.path); `plx prepare --output ", folder.string(),
+            " TEXT...` makes one of text files, and --data names another");
   nn::ModelConfig& config = recipe.model.fields;
   const auto train_set =
       std::make_shared<io::TokenDataset>(folder, io::Split::kTrain, config.vocab_size);

@@ -48,6 +48,11 @@ bool is_due(int64_t step, int64_t every_steps) {
   return every_steps > 0 && step % every_steps == 0;
 }
 
+std::string text_of(const std::exception& error) {
+  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
+  return from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
+}
+
 template <typename Lines>
 std::string joined(const Lines& lines, const char* separator) {
   std::ostringstream text;
@@ -69,6 +74,10 @@ void check_same_recipe(const nlohmann::json& saved, const nlohmann::json& now,
   PLX_CHECK(lines.empty(), checkpoint.string(), " was made with another recipe:\n  ",
             joined(lines, "\n  "),
             "\nOnly these may change when a run is resumed: ", joined(changeable_settings(), ", "));
+}
+
+bool has_decay(const ScheduleSection& schedule) {
+  return schedule.kind == "cosine" || (schedule.kind == "wsd" && schedule.decay_ratio > 0);
 }
 
 }  // namespace
@@ -120,6 +129,8 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   // Master weights are float32 whatever the checkpoint was stored in.
   model_->to(device_, torch::kFloat32);
   model_->set_activation_checkpointing(recipe_.train.activation_checkpointing);
+  if (const auto bad = first_bad_weight(model_))
+    PLX_FAIL("the run cannot start: ", *bad, " is NaN, infinite or beyond ", kLargestNorm);
   const auto options = optimizer_options(recipe_.optimizer);
   plan_ = optim::plan_parameters(named_parameters(model_), options);
   optimizer_ = optim::make_optimizer(plan_, options);
@@ -138,6 +149,22 @@ void Trainer::resume_from(const fs::path& checkpoint) {
   state_ = std::move(contents.state);
   saved_step_ = state_.step;
   summary_.checkpoint = checkpoint;
+  warn_of_reshaped_schedule(state_.recipe);
+}
+
+void Trainer::warn_of_reshaped_schedule(const nlohmann::json& saved_recipe) {
+  Recipe before = recipe_;
+  before.train.steps = saved_recipe.at("train").at("steps").get<int64_t>();
+  if (before.train.steps == recipe_.train.steps || !has_decay(recipe_.schedule)) return;
+  const double lr_before = optim::Schedule(schedule_options(before)).at(state_.step).lr;
+  std::ostringstream text;
+  text << "train.steps was " << before.train.steps << " and is " << recipe_.train.steps
+       << " now, which moves the decay of the " << recipe_.schedule.kind
+       << " schedule: the next step has a learning rate of "
+       << recipe_.optimizer.lr * schedule_.at(state_.step).lr << ", before it was to be "
+       << recipe_.optimizer.lr * lr_before;
+  if (lr_before < schedule_.at(state_.step).lr) text << "; the decay that had begun is undone";
+  warnings_.push_back(text.str());
 }
 
 RunSummary Trainer::run() {
@@ -180,19 +207,32 @@ RunSummary Trainer::run() {
   return summary_;
 }
 
+/// Runs work that leaves weights and optimizer alone; if it throws, saves before the run ends.
+template <typename Work>
+auto Trainer::or_rescue(const std::string& where, Work&& work) {
+  try {
+    return work();
+  } catch (const std::exception& error) {
+    PLX_FAIL(where, ": ", text_of(error), "; ", rescue());
+  }
+}
+
 void Trainer::step() {
   const auto start = Clock::now();
-  const nlohmann::json data_before = data_.train->state();
-  const Batch batch = data_.train->next(recipe_.train.batch_size);
-  last_step_ = compute_gradients(model_, batch,
-                                 {.micro_batch_size = recipe_.micro_batch_size(),
-                                  .compute = compute_,
-                                  .clip_norm = recipe_.train.clip_norm});
-  if (last_step_.first_bad) stop_on_bad(*last_step_.first_bad, data_before);
+  const Batch batch = or_rescue("step " + std::to_string(state_.step + 1), [&] {
+    Batch drawn = data_.train->next(recipe_.train.batch_size);
+    last_step_ = compute_gradients(model_, drawn,
+                                   {.micro_batch_size = recipe_.micro_batch_size(),
+                                    .compute = compute_,
+                                    .clip_norm = recipe_.train.clip_norm});
+    return drawn;
+  });
+  if (last_step_.first_bad) stop_on_bad(state_.step + 1, *last_step_.first_bad);
   optimizer_->step(schedule_.at(state_.step));
   state_.step += 1;
   state_.num_tokens += batch.tokens_BT.numel();
   state_.data = data_.train->state();
+  if (const auto bad = first_bad_weight(model_)) stop_on_bad(state_.step, *bad);
   const double seconds = seconds_since(start);
   state_.seconds += seconds;
   interval_.seconds += seconds;
@@ -201,23 +241,27 @@ void Trainer::step() {
   interval_.num_tokens += batch.tokens_BT.numel();
 }
 
-void Trainer::stop_on_bad(const std::string& what, const nlohmann::json& data_before) {
-  state_.data = data_before;
-  std::string where = "the state before this step is saved in ";
-  if (!parameters_are_finite())
-    where = "the weights are not finite either; the newest good state is ";
-  else if (saved_step_ != state_.step)
-    save();
-  where += summary_.checkpoint.empty() ? "nowhere: no checkpoint was due yet"
-                                       : summary_.checkpoint.string();
-  metrics_->write({{"event", "not_finite"}, {"step", state_.step + 1}, {"tensor", what}});
-  PLX_FAIL("step ", state_.step + 1, ": ", what, " is NaN or infinite; ", where);
+void Trainer::stop_on_bad(int64_t step, const std::string& what) {
+  const std::string outcome = rescue();
+  metrics_->write({{"event", "not_finite"}, {"step", step}, {"tensor", what}});
+  PLX_FAIL("step ", step, ": ", what, " is NaN, infinite or beyond ", kLargestNorm, "; ", outcome);
 }
 
-bool Trainer::parameters_are_finite() const {
-  for (const auto& parameter : model_->parameters())
-    if (!parameter.isfinite().all().item<bool>()) return false;
-  return true;
+/// Saves the state of the last finished step unless it is saved already. Returns what became of it,
+/// for the message of the error that ends the run.
+std::string Trainer::rescue() {
+  std::ostringstream text;
+  text << "the state after step " << state_.step << " is ";
+  try {
+    if (saved_step_ != state_.step) save();
+    text << "saved in " << summary_.checkpoint.string();
+  } catch (const std::exception& error) {
+    text << "not saved (" << text_of(error) << "); "
+         << (summary_.checkpoint.empty()
+                 ? "there is no checkpoint yet"
+                 : "the newest checkpoint is " + summary_.checkpoint.string());
+  }
+  return text.str();
 }
 
 void Trainer::log_step() {
@@ -236,13 +280,15 @@ void Trainer::log_step() {
 
 void Trainer::evaluate_now() {
   if (!data_.validation || recipe_.evaluation.num_sequences == 0) return;
-  summary_.evaluation = evaluate(
-      model_, *data_.validation,
-      {.num_sequences = std::min(recipe_.evaluation.num_sequences, data_.num_validation_sequences),
-       .batch_size = recipe_.micro_batch_size(),
-       .compute = compute_,
-       .with_accuracy = data_.with_accuracy,
-       .bytes_of_token = data_.bytes_of_token});
+  summary_.evaluation = or_rescue("evaluation after step " + std::to_string(state_.step), [&] {
+    return evaluate(model_, *data_.validation,
+                    {.num_sequences =
+                         std::min(recipe_.evaluation.num_sequences, data_.num_validation_sequences),
+                     .batch_size = recipe_.micro_batch_size(),
+                     .compute = compute_,
+                     .with_accuracy = data_.with_accuracy,
+                     .bytes_of_token = data_.bytes_of_token});
+  });
   nlohmann::json line = {
       {"event", "evaluation"}, {"step", state_.step}, {"tokens", state_.num_tokens}};
   line.update(to_json(*summary_.evaluation));

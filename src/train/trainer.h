@@ -47,14 +47,17 @@ class Trainer {
   /// to resume was made with other settings (the message lists them).
   Trainer(Recipe recipe, RunOptions options);
 
-  /// Trains to the end, to stop_at, or to a signal, and saves. A NaN or infinite loss or gradient
-  /// is an Error naming the step and the first such tensor, thrown after the state before that step
-  /// is saved.
+  /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
+  /// NaN, infinite or beyond kLargestNorm is an Error naming the step and the first such tensor; so
+  /// is data that cannot be read, and a failed evaluation. The state of the last finished step is
+  /// saved before it is thrown, unless that has a tensor which is not finite.
   RunSummary run();
 
   nn::Decoder& model() { return model_; }
   const Recipe& recipe() const { return recipe_; }
   const TrainingState& state() const { return state_; }
+  /// What resuming changes about the run, a sentence each.
+  const std::vector<std::string>& warnings() const { return warnings_; }
   /// The model, the data and the optimizer's groups, a line each.
   std::vector<std::string> description() const;
 
@@ -63,11 +66,14 @@ class Trainer {
   void build_model(const std::optional<std::filesystem::path>& checkpoint);
   void resume_from(const std::filesystem::path& checkpoint);
   void step();
-  [[noreturn]] void stop_on_bad(const std::string& what, const nlohmann::json& data_before);
+  void warn_of_reshaped_schedule(const nlohmann::json& saved_recipe);
+  [[noreturn]] void stop_on_bad(int64_t step, const std::string& what);
+  std::string rescue();
+  template <typename Work>
+  auto or_rescue(const std::string& where, Work&& work);
   void log_step();
   void evaluate_now();
   void save();
-  bool parameters_are_finite() const;
   nlohmann::json start_line() const;
 
   Recipe recipe_;
@@ -82,7 +88,8 @@ class Trainer {
   CheckpointStore store_;
   std::optional<MetricsFile> metrics_;
   Progress progress_;
-  TrainingState state_;
+  TrainingState state_;  // of the last finished step
+  std::vector<std::string> warnings_;
   RunSummary summary_;
   std::optional<int64_t> saved_step_;  // of the newest checkpoint that this run knows
   StepResult last_step_;

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "io/atomic_file.h"
 #include "parallax/error.h"
@@ -137,6 +138,53 @@ TEST_F(RecipeTest, namesLineAndRangeOfAValueOutOfIt) {
             "recipe.toml:2: optimizer.lr is nan, it must be a number");
   EXPECT_EQ(refusal("[optimizer]\n\nname = \"sgd\"\n"),
             "recipe.toml:3: optimizer.name is 'sgd', it must be one of muon, adamw");
+}
+
+TEST_F(RecipeTest, refusesWhatWouldOverflowInsideTheOptimizer) {
+  const auto message = [&](const std::string& setting) { return refusal(kRecall, {setting}); };
+  EXPECT_NE(message("optimizer.lr=1e38").find("optimizer.lr is 1e+38, it must be 1000 or less"),
+            std::string::npos);
+  for (const char* setting :
+       {"optimizer.eps=0", "optimizer.eps=1e-40", "optimizer.eps=1e300", "optimizer.beta1=1",
+        "optimizer.beta2=1", "optimizer.weight_decay=1e38", "optimizer.norm_lr_multiplier=1e38",
+        "optimizer.embedding_lr_multiplier=1e38"})
+    EXPECT_NE(message(setting).find(", it must be "), std::string::npos) << setting;
+  for (const char* key : {"lr_multiplier", "weight_decay"})
+    EXPECT_NE(refusal(std::string(kRecall) + "[[optimizer.groups]]\npattern = \"*\"\n" + key +
+                      " = 1e38\n")
+                  .find("it must be 1000 or less"),
+              std::string::npos)
+        << key;
+}
+
+TEST_F(RecipeTest, refusesSequencesLongerThanTheModelsPositions) {
+  const std::string model = "[model]\nmax_position_embeddings = 64\n";
+  EXPECT_NE(refusal(model + kRecall + "context_length = 65\n")
+                .find("data.context_length 65 exceeds model.max_position_embeddings 64"),
+            std::string::npos);
+  EXPECT_EQ(refusal(model + kRecall + "context_length = 64\n"), "(accepted)");
+}
+
+TEST_F(RecipeTest, theListOfSettingsSaysWhatParallaxFieldsMean) {
+  std::istringstream text(describe_settings());
+  int num_fields = 0;
+  for (std::string line; std::getline(text, line);) {
+    for (const char* field : {"mixers", "qk_norm", "sliding_window", "r_proj_bias", "r_norm",
+                              "r_rope", "r_norm_init"}) {
+      if (!line.starts_with("  " + std::string(field) + " = ")) continue;
+      EXPECT_EQ(line.find("as in config.json"), std::string::npos) << line;
+      ++num_fields;
+    }
+  }
+  EXPECT_EQ(num_fields, 7);
+}
+
+TEST_F(RecipeTest, theTextDemoReadsWhatMakeDemoPrepares) {
+  for (const char* name : {"demo_text_softmax.toml", "demo_text_parallax.toml"})
+    EXPECT_EQ(load_recipe(fs::path(PLX_RECIPES_DIR) / name).data.path, "runs/demo/corpus");
+  const std::string demo = io::read_file(fs::path(PLX_RECIPES_DIR) / "../scripts/demo.py");
+  EXPECT_NE(demo.find("default=ROOT / \"runs/demo\""), std::string::npos);
+  EXPECT_NE(demo.find("corpus = output / \"corpus\""), std::string::npos);
 }
 
 TEST_F(RecipeTest, namesTheLineOfASyntaxError) {

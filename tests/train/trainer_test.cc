@@ -3,10 +3,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/trainer.h"
 
+#include <fstream>
 #include <limits>
+#include <memory>
 
+#include "io/token_shards.h"
 #include "optim/state_file.h"
 #include "parallax/error.h"
+#include "text/tokenizer.h"
 #include "train/trainer_testing.h"
 
 namespace parallax::train {
@@ -121,7 +125,7 @@ TEST_F(TrainerTest, anInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
     return gradient.clone().index_put_({0, 0}, std::numeric_limits<float>::infinity());
   });
   const std::string message = message_of([&] { trainer.run(); });
-  EXPECT_NE(message.find("step 5: the gradient of " + name + " is NaN or infinite"),
+  EXPECT_NE(message.find("step 5: the gradient of " + name + " is NaN, infinite or beyond"),
             std::string::npos)
       << message;
   EXPECT_NE(message.find("step_00000004"), std::string::npos) << message;
@@ -150,9 +154,187 @@ TEST_F(TrainerTest, weightsThatAreNotFiniteAreNeverSaved) {
         ->fill_(std::numeric_limits<float>::quiet_NaN());
   }
   const std::string message = message_of([&] { trainer.run(); });
-  EXPECT_NE(message.find("step 3: the loss is NaN or infinite"), std::string::npos) << message;
+  EXPECT_NE(message.find("step 3: the loss is NaN, infinite or beyond"), std::string::npos)
+      << message;
   EXPECT_NE(message.find("step_00000002"), std::string::npos) << message;
   resume("run");
+}
+
+/// Puts `value` into one weight while the gradient of step `step` is computed: a stand-in for an
+/// update that went wrong.
+void poison(Trainer& trainer, const std::string& name, int step, float value) {
+  const torch::Tensor weight = *trainer.model()->named_parameters().find(name);
+  const auto num_calls = std::make_shared<int>(0);
+  weight.register_hook([=, data = weight.detach()](const torch::Tensor& gradient) {
+    if (++*num_calls == step) data.flatten()[0].fill_(value);
+    return gradient;
+  });
+}
+
+optim::NamedTensors named_parameters(const nn::Decoder& model) {
+  optim::NamedTensors parameters;
+  for (const auto& entry : model->named_parameters())
+    parameters.emplace_back(entry.key(), entry.value());
+  return parameters;
+}
+
+constexpr const char* kPoisoned = "model.layers.1.mlp.down_proj.weight";
+
+TEST_F(TrainerTest, aWeightThatAStepMadeNaNIsNeverSaved) {
+  Trainer trainer(recipe({"checkpoint.every_steps=1"}), options("run"));
+  poison(trainer, kPoisoned, 5, std::numeric_limits<float>::quiet_NaN());
+  const std::string message = message_of([&] { trainer.run(); });
+  EXPECT_NE(message.find(std::string("step 5: ") + kPoisoned + " is NaN, infinite or beyond"),
+            std::string::npos)
+      << message;
+  EXPECT_NE(message.find("not saved"), std::string::npos) << message;
+  EXPECT_NE(message.find("the newest checkpoint is"), std::string::npos) << message;
+  EXPECT_FALSE(fs::exists(folder_ / "run/step_00000005"));
+  EXPECT_EQ(fs::read_symlink(folder_ / "run/latest"), "step_00000004");
+  EXPECT_EQ(metrics("run", "not_finite").at(0).at("tensor"), kPoisoned);
+  resume("run");
+  train("whole");
+  EXPECT_EQ(losses("run"), losses("whole"));
+}
+
+TEST_F(TrainerTest, theMessageIsTrueWhereNoCheckpointIsLeft) {
+  Trainer trainer(recipe(), options("run"));
+  poison(trainer, kPoisoned, 3, std::numeric_limits<float>::infinity());
+  const std::string message = message_of([&] { trainer.run(); });
+  EXPECT_NE(message.find("there is no checkpoint yet"), std::string::npos) << message;
+  EXPECT_FALSE(fs::exists(folder_ / "run/latest"));
+}
+
+TEST_F(TrainerTest, aWeightThatRunsAwayStopsTheRunWhileItsStateIsFinite) {
+  Trainer trainer(recipe(), options("run"));
+  poison(trainer, kPoisoned, 5, 1e16F);
+  const std::string message = message_of([&] { trainer.run(); });
+  EXPECT_EQ(message.find(std::string("step 5: ") + kPoisoned + " is NaN, infinite or beyond"), 0U)
+      << message;
+  EXPECT_NE(message.find("the state after step 5 is saved in"), std::string::npos) << message;
+  int64_t num_tensors = 0;
+  for (const char* name : {"model.safetensors", "training/optimizer.safetensors"}) {
+    for (const auto& [key, tensor] : optim::load_tensors(folder_ / "run/latest" / name)) {
+      EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << key;
+      ++num_tensors;
+    }
+  }
+  EXPECT_GT(num_tensors, 20);
+  EXPECT_NE(message_of([&] { resume("run"); }).find(std::string(kPoisoned)), std::string::npos);
+}
+
+TEST_F(TrainerTest, aGradientTooLargeForTheOptimizerStopsTheRunBeforeTheStep) {
+  for (const auto& [clip_norm, stops] : {std::pair{"0", true}, std::pair{"1", false}}) {
+    const std::string output = std::string("clip_") + clip_norm;
+    Trainer trainer(recipe({std::string("train.clip_norm=") + clip_norm}), options(output));
+    trainer.model()->named_parameters().find(kPoisoned)->register_hook(
+        [](const torch::Tensor& gradient) { return torch::full_like(gradient, 1e16F); });
+    const std::string message = message_of([&] { trainer.run(); });
+    EXPECT_EQ(message.find("step 1: the norm of the gradient is") == 0, stops) << message;
+    for (const auto& [name, tensor] :
+         optim::load_tensors(folder_ / output / "latest/training/optimizer.safetensors"))
+      EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name;
+  }
+}
+
+TEST_F(TrainerTest, aStepFromTheLargestNumbersAllowedOverflowsNothing) {
+  const std::vector<std::string> extremes = {
+      "optimizer.lr=1000",   "optimizer.embedding_lr_multiplier=1000",
+      "optimizer.eps=1e-15", "optimizer.norm_lr_multiplier=1000",
+      "optimizer.beta2=0",   "optimizer.weight_decay=1000"};
+  for (const std::string name : {"muon", "adamw"}) {
+    for (const std::string beta1 : {"0", "0.9", "0.999999"}) {
+      auto settings = extremes;
+      settings.insert(settings.end(), {"optimizer.name=" + name, "optimizer.beta1=" + beta1});
+      nn::Decoder model(recipe().model.fields);
+      const auto options = optimizer_options(recipe(settings).optimizer);
+      const auto optimizer =
+          optim::make_optimizer(optim::plan_parameters(named_parameters(model), options), options);
+      // A huge gradient leaves a large first moment; a zero one then leaves AdamW eps to divide by.
+      for (const double gradient_norm : {kLargestNorm, 0.0, 1e-30, kLargestNorm}) {
+        torch::NoGradGuard no_grad;
+        for (auto& weight : model->parameters()) {
+          const double entry = 1 / std::sqrt(static_cast<double>(weight.numel()));
+          weight.fill_(0.99 * kLargestNorm * entry);
+          weight.mutable_grad() = torch::full_like(weight, gradient_norm * entry);
+        }
+        ASSERT_EQ(first_bad_weight(model), std::nullopt);
+        optimizer->step({});
+        for (const auto& entry : model->named_parameters())
+          EXPECT_TRUE(entry.value().isfinite().all().item<bool>()) << name << " " << entry.key();
+        for (const auto& [key, tensor] : optimizer->state())
+          EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << name << " " << key;
+      }
+    }
+  }
+}
+
+TEST_F(TrainerTest, aCheckpointWithATensorThatIsNotFiniteIsRefused) {
+  torch::manual_seed(1);
+  nn::Decoder model(recipe().model.fields);
+  const auto options = optimizer_options(recipe({"optimizer.name=adamw"}).optimizer);
+  const auto optimizer =
+      optim::make_optimizer(optim::plan_parameters(named_parameters(model), options), options);
+  auto state = optimizer->state();
+  const std::string bad = "model.norm.weight.exp_avg_sq";
+  state.at(bad) = torch::full_like(state.at(bad), std::numeric_limits<float>::infinity());
+  optimizer->load_state(state);
+  const CheckpointStore store(folder_ / "run", 2);
+  const std::string message = message_of([&] { store.save(model, *optimizer, {}, ""); });
+  EXPECT_NE(message.find(bad + " is NaN or infinite"), std::string::npos) << message;
+  EXPECT_EQ(store.latest(), std::nullopt);
+}
+
+TEST_F(TrainerTest, aBatchThatCannotBeReadStopsTheRunWithTheStateBeforeIt) {
+  const fs::path tokens = folder_ / "tokens";
+  const auto tokenizer = text::make_byte_tokenizer();
+  io::TokenDatasetWriter writer(tokens, {.vocab_size = 257,
+                                         .eos_id = 256,
+                                         .tokenizer_json = tokenizer->serialized(),
+                                         .tokenizer_fingerprint = tokenizer->fingerprint()});
+  writer.append(io::Split::kTrain, std::vector<int32_t>(16 * 100, 65), 16 * 100);
+  writer.commit();
+  {
+    std::fstream shard(tokens / "train-00000.bin", std::ios::in | std::ios::out | std::ios::binary);
+    shard.seekp(24 + 2 * 800);  // header, 2 bytes per token
+    shard.write("\xFF\xFF", 2);
+  }
+  const std::vector<std::string> settings = {"data.kind=shards", "data.path=" + tokens.string(),
+                                             "model.vocab_size=257", "train.steps=25"};
+  const std::string message = message_of([&] { train("run", settings); });
+  EXPECT_NE(message.find("token id 65535"), std::string::npos) << message;
+  const int64_t num_done = static_cast<int64_t>(losses("run").size());
+  ASSERT_GE(num_done, 1) << "choose another place for the bad token";
+  EXPECT_EQ(message.find("step " + std::to_string(num_done + 1) + ": "), 0U) << message;
+  EXPECT_NE(message.find("is saved in"), std::string::npos) << message;
+  EXPECT_EQ(load_checkpoint(folder_ / "run/latest").state.step, num_done);
+}
+
+TEST_F(TrainerTest, aMissingTokenFolderIsAnErrorThatSaysHowToMakeOne) {
+  const std::string tokens = (folder_ / "absent").string();
+  const std::string message =
+      message_of([&] { train("run", {"data.kind=shards", "data.path=" + tokens}); });
+  EXPECT_NE(message.find("plx prepare --output " + tokens), std::string::npos) << message;
+}
+
+TEST_F(TrainerTest, resumingWithOtherStepsWarnsWhereTheScheduleMoves) {
+  RunOptions part = options("run");
+  part.stop_at = 18;  // of 20; the last 4 decay
+  Trainer(recipe(), part).run();
+  RunOptions resumed = options("run");
+  resumed.resume = true;
+  EXPECT_TRUE(Trainer(recipe(), resumed).warnings().empty());
+  const auto warnings = Trainer(recipe({"train.steps=40"}), resumed).warnings();
+  EXPECT_EQ(warnings, std::vector<std::string>{
+                          "train.steps was 20 and is 40 now, which moves the decay of the wsd "
+                          "schedule: the next step has a learning rate of 0.02, before it was to "
+                          "be 0.01; the decay that had begun is undone"});
+  part = options("constant");
+  part.stop_at = 2;
+  Trainer(recipe({"schedule.kind=constant"}), part).run();
+  resumed.output = folder_ / "constant";
+  EXPECT_TRUE(
+      Trainer(recipe({"schedule.kind=constant", "train.steps=40"}), resumed).warnings().empty());
 }
 
 TEST_F(TrainerTest, resumingWithOtherSettingsListsWhatDiffers) {
