@@ -2,16 +2,37 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common.h"
 
+#include <charconv>
+#include <iomanip>
 #include <iostream>
 #include <map>
+#include <sstream>
+#include <string_view>
+#include <utility>
 
 namespace parallax::plx {
+namespace {
+
+/// The number that all of `text` is, in *value; false if it is none.
+template <typename T>
+bool parse_all(std::string_view text, T* value) {
+  const char* const end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, *value);
+  return parsed.ec == std::errc() && parsed.ptr == end;
+}
+
+std::string refusal(const std::string& given, const std::string& allowed) {
+  return "given " + (given.empty() ? "nothing" : given) + ", " + allowed + " is needed";
+}
+
+}  // namespace
 
 void add_checkpoint_argument(CLI::App& command, std::filesystem::path& folder) {
   command
       .add_option("CHECKPOINT", folder,
                   "Folder with config.json, model.safetensors and tokenizer.json, as `plx train` "
-                  "or Hugging Face's save_pretrained() writes it")
+                  "or Hugging Face's save_pretrained() writes it; without a tokenizer.json, ids "
+                  "are bytes if there are 257")
       ->option_text("(required)")
       ->required();
 }
@@ -26,6 +47,50 @@ void add_dtype_option(CLI::App& command, torch::ScalarType& dtype) {
           "memory)")
       ->option_text("NAME")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+}
+
+generate::Pretrained load_checkpoint(const std::filesystem::path& folder, torch::ScalarType dtype) {
+  generate::Pretrained loaded = generate::load_pretrained(folder, dtype);
+  if (loaded.has_assumed_tokenizer) {
+    std::cerr << "plx: note: no tokenizer.json in " << folder.string()
+              << "; as the model has 257 ids, they are taken as bytes\n";
+  }
+  return loaded;
+}
+
+CLI::Validator whole_number(int64_t smallest, int64_t largest) {
+  std::string allowed = "a whole number ";
+  if (largest == std::numeric_limits<int64_t>::max()) {
+    allowed += "of at least " + std::to_string(smallest);
+  } else {
+    allowed += "from " + std::to_string(smallest) + " to " + std::to_string(largest);
+  }
+  const auto check = [=](const std::string& given) -> std::string {
+    int64_t value = 0;
+    // Leading zeros are refused: CLI11 would read the rest as octal.
+    const bool is_number = parse_all(given, &value) && std::to_string(value) == given;
+    if (is_number && value >= smallest && value <= largest) return "";
+    return refusal(given, allowed);
+  };
+  return {check, /*validator_desc=*/""};
+}
+
+CLI::Validator number(const NumberRange& range) {
+  std::ostringstream allowed;
+  allowed << std::setprecision(12) << "a number ";
+  if (range.is_open_below) {
+    allowed << "above " << range.smallest << " and at most " << range.largest;
+  } else {
+    allowed << "from " << range.smallest << " to " << range.largest;
+  }
+  const auto check = [range, text = allowed.str()](const std::string& given) -> std::string {
+    double value = 0.0;
+    const bool is_inside =
+        parse_all(given, &value) && value >= range.smallest && value <= range.largest;
+    if (is_inside && !(range.is_open_below && value == range.smallest)) return "";
+    return refusal(given, text);
+  };
+  return {check, /*validator_desc=*/""};
 }
 
 void print_json(const nlohmann::ordered_json& value) {

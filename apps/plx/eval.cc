@@ -10,7 +10,6 @@
 #include "commands.h"
 #include "common.h"
 #include "evaluate/perplexity.h"
-#include "generate/pretrained.h"
 #include "io/token_shards.h"
 #include "parallax/error.h"
 #include "text/corpus.h"
@@ -128,7 +127,7 @@ void print_result(const EvalOptions& options, const evaluate::PerplexityResult& 
 }
 
 void run_eval(EvalOptions options) {
-  const generate::Pretrained loaded = generate::load_pretrained(options.checkpoint, options.dtype);
+  const generate::Pretrained loaded = load_checkpoint(options.checkpoint, options.dtype);
   const int64_t max_positions = loaded.model->config().max_position_embeddings;
   if (options.context == 0) options.context = std::min<int64_t>(max_positions, 1024);
   if (options.stride == 0) options.stride = options.context;
@@ -166,13 +165,12 @@ void add_eval(CLI::App& app) {
       ->required()
       ->check(CLI::ExistingPath);
   command->add_option("--field", options->field, "JSON lines: the field with the text")
-      ->option_text("NAME")
+      ->type_name("NAME")
       ->capture_default_str();
-  command->add_option("--split", options->split, "Prepared tokens: train or validation")
+  command->add_option("--split", options->split, "Prepared tokens: train or validation (default)")
       ->option_text("NAME")
-      ->capture_default_str()
       ->check(CLI::IsMember({"train", "validation"}));
-  const CLI::Range positive(int64_t{1}, int64_t{1} << 31);
+  const CLI::Validator positive = whole_number(1, int64_t{1} << 31);
   command
       ->add_option("--context", options->context,
                    "Tokens per window (default: 1024, or what the model has positions for)")

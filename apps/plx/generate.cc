@@ -5,13 +5,11 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <limits>
 #include <memory>
 
 #include "commands.h"
 #include "common.h"
 #include "generate/engine.h"
-#include "generate/pretrained.h"
 #include "io/atomic_file.h"
 #include "parallax/error.h"
 
@@ -90,7 +88,7 @@ void run_generate(const GenerateOptions& options) {
   PLX_CHECK(
       can_stream || !options.stream.value_or(false),
       "--stream prints one text as it grows: it needs a single prompt, one sample, no --json");
-  generate::Pretrained loaded = generate::load_pretrained(options.checkpoint, options.dtype);
+  generate::Pretrained loaded = load_checkpoint(options.checkpoint, options.dtype);
   generate::Engine engine(loaded.model, loaded.tokenizer,
                           {.start_token = loaded.start_token, .eos_tokens = loaded.eos_tokens});
 
@@ -126,7 +124,7 @@ void add_prompt_options(CLI::App& command, GenerateOptions& options) {
       .add_option("--samples", options.num_samples,
                   "Texts per prompt, with seeds SEED, SEED + 1, ... (default 1)")
       ->option_text("N")
-      ->check(CLI::Range(1, 4096));
+      ->check(whole_number(1, 4096));
 }
 
 void add_sampling_options(CLI::App& command, generate::SamplingOptions& sampling) {
@@ -134,24 +132,24 @@ void add_sampling_options(CLI::App& command, generate::SamplingOptions& sampling
       .add_option("--temperature", sampling.temperature,
                   "Divides the logits; 0 (default) always takes the most probable token")
       ->option_text("X")
-      ->check(CLI::Range(0.0, 1e6));
+      ->check(number({.smallest = 0.0, .largest = 1e6}));
   command
-      .add_option("--top-k", sampling.top_k, "Keep the K most probable tokens; 0 (default): all")
-      ->option_text("K")
-      ->check(CLI::Range(int64_t{0}, int64_t{1} << 31));
+      .add_option("--top-k", sampling.top_k, "Keep the N most probable tokens; 0 (default): all")
+      ->option_text("N")
+      ->check(whole_number(0, int64_t{1} << 31));
   command
       .add_option("--top-p", sampling.top_p,
-                  "Keep the fewest tokens whose probabilities sum to P, 0 < P <= 1 (default 1)")
-      ->option_text("P")
-      ->check(CLI::Range(1e-9, 1.0));
+                  "Keep the fewest tokens whose probabilities sum to X, 0 < X <= 1 (default 1)")
+      ->option_text("X")
+      ->check(number({.smallest = 0.0, .largest = 1.0, .is_open_below = true}));
   command
       .add_option("--min-p", sampling.min_p,
-                  "Keep tokens at least P times as probable as the best one (default 0)")
-      ->option_text("P")
-      ->check(CLI::Range(0.0, 1.0));
+                  "Keep tokens at least X times as probable as the best one (default 0)")
+      ->option_text("X")
+      ->check(number({.smallest = 0.0, .largest = 1.0}));
   command.add_option("--seed", sampling.seed, "Of the random choices (default 0)")
       ->option_text("N")
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()));
+      ->check(whole_number(0));
 }
 
 void add_ending_options(CLI::App& command, generate::Request& request) {
@@ -159,7 +157,7 @@ void add_ending_options(CLI::App& command, generate::Request& request) {
       .add_option("--max-tokens", request.max_tokens,
                   "New tokens at most (default 256, or what the model's context has room for)")
       ->option_text("N")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
+      ->check(whole_number(1, int64_t{1} << 31));
   command
       .add_option("--stop", request.stop,
                   "End before this text; repeat for several ($'\\n' is a newline in bash)")

@@ -3,15 +3,14 @@
 #include <ATen/Parallel.h>
 #include <torch/version.h>
 
-#include <algorithm>
 #include <array>
 #include <iomanip>
 #include <iostream>
 #include <map>
 #include <memory>
-#include <sstream>
+#include <optional>
+#include <string>
 #include <utility>
-#include <vector>
 
 #include "commands.h"
 #include "common.h"
@@ -27,7 +26,7 @@ using nlohmann::ordered_json;
 
 constexpr std::array kDTypes = {DType::kFloat32, DType::kBFloat16, DType::kFloat16,
                                 DType::kFloat64};
-constexpr std::array<int64_t, 4> kHeadDims = {64, 96, 128, 256};
+constexpr int64_t kMaxHeadDim = 256;  // the library's limit: more is refused before any backend
 constexpr std::array kOperations = {"forward", "backward", "decode"};
 
 /// The arguments of a small causal call: one sequence of two tokens, one head.
@@ -69,27 +68,51 @@ class ProbeCall {
     return result;
   }
 
-  std::array<double, kNumTokens * 256> memory_{};
+  std::array<double, kNumTokens * kMaxHeadDim> memory_{};
   TensorView tensor_, stats_;
 };
+
+/// One row for each run of head sizes with the same answer.
+void add_cases(const Backend& backend, std::string_view operation, DType dtype,
+               ordered_json& cases) {
+  std::optional<Support> previous;
+  for (int64_t head_dim = 1; head_dim <= kMaxHeadDim; ++head_dim) {
+    Support support = ProbeCall(dtype, head_dim).ask(backend, operation);
+    if (previous && previous->ok == support.ok && previous->reason == support.reason) {
+      cases.back()["head_dims"][1] = head_dim;
+      continue;
+    }
+    cases.push_back({{"operation", operation},
+                     {"dtype", name(dtype)},
+                     {"head_dims", {head_dim, head_dim}},
+                     {"supported", support.ok}});
+    if (!support.ok) cases.back()["reason"] = support.reason;
+    previous = std::move(support);
+  }
+}
 
 ordered_json describe(const Backend& backend) {
   ordered_json cases = ordered_json::array();
   for (const DType dtype : kDTypes) {
-    for (const int64_t head_dim : kHeadDims) {
-      const ProbeCall call(dtype, head_dim);
-      for (const std::string_view operation : kOperations) {
-        const Support support = call.ask(backend, operation);
-        ordered_json row = {{"operation", operation},
-                            {"dtype", name(dtype)},
-                            {"head_dim", head_dim},
-                            {"supported", support.ok}};
-        if (!support.ok) row["reason"] = support.reason;
-        cases.push_back(std::move(row));
-      }
+    for (const std::string_view operation : kOperations) {
+      add_cases(backend, operation, dtype, cases);
     }
   }
   return {{"name", backend.name()}, {"description", backend.description()}, {"cases", cases}};
+}
+
+/// Settings that make every call fail.
+ordered_json find_problems() {
+  ordered_json problems = ordered_json::array();
+  const std::string wanted = core::env_value(core::Env::kBackend);
+  std::string names;
+  for (const Backend* backend : backends()) {
+    if (wanted.empty() || backend->name() == wanted) return problems;
+    names.append(names.empty() ? "" : ", ").append(backend->name());
+  }
+  problems.push_back("PLX_BACKEND forces the backend '" + wanted +
+                     "', which does not exist; there are: " + names);
+  return problems;
 }
 
 ordered_json collect() {
@@ -104,6 +127,7 @@ ordered_json collect() {
                        {"torch", {{"version", TORCH_VERSION}, {"threads", at::get_num_threads()}}}};
   info["backends"] = ordered_json::array();
   for (const Backend* backend : backends()) info["backends"].push_back(describe(*backend));
+  info["problems"] = find_problems();
   info["environment"] = ordered_json::array();
   for (const core::EnvVariable& variable : core::env_variables()) {
     info["environment"].push_back({{"name", variable.name},
@@ -113,36 +137,42 @@ ordered_json collect() {
   return info;
 }
 
-/// "64 96 128 256", or "-" where nothing is supported.
-std::string supported_head_dims(const ordered_json& cases, std::string_view dtype,
-                                std::string_view operation) {
-  std::ostringstream dims;
-  for (const ordered_json& row : cases) {
-    if (row["dtype"] == dtype && row["operation"] == operation && row["supported"]) {
-      dims << (dims.tellp() > 0 ? " " : "") << row["head_dim"];
-    }
-  }
-  return dims.tellp() > 0 ? dims.str() : "-";
+/// "64", or "1 to 256".
+std::string range_text(const ordered_json& head_dims) {
+  const auto first = head_dims[0].get<int64_t>(), last = head_dims[1].get<int64_t>();
+  return first == last ? std::to_string(first)
+                       : std::to_string(first) + " to " + std::to_string(last);
 }
 
-/// Each reason once, with the cases that it holds for, head sizes of one operation together.
-void print_reasons(const ordered_json& cases) {
-  std::map<std::string, std::vector<std::pair<std::string, std::string>>> cases_of_reason;
+/// "1 to 256", "64, 96 to 128", or "-" where nothing is supported.
+std::string supported_head_dims(const ordered_json& cases, std::string_view dtype,
+                                std::string_view operation) {
+  std::string dims;
   for (const ordered_json& row : cases) {
-    if (row["supported"]) continue;
-    const auto call = row["dtype"].get<std::string>() + ' ' + row["operation"].get<std::string>();
-    auto& calls = cases_of_reason[row["reason"]];
-    const auto known = std::ranges::find(calls, call, &std::pair<std::string, std::string>::first);
-    std::string& head_dims =
-        known != calls.end() ? known->second : calls.emplace_back(call, "").second;
-    head_dims += ' ' + std::to_string(row["head_dim"].get<int64_t>());
-  }
-  for (const auto& [reason, calls] : cases_of_reason) {
-    const char* separator = "  not ";
-    for (const auto& [call, head_dims] : calls) {
-      std::cout << std::exchange(separator, ", ") << call << head_dims;
+    if (row["dtype"] == dtype && row["operation"] == operation && row["supported"]) {
+      dims.append(dims.empty() ? "" : ", ").append(range_text(row["head_dims"]));
     }
-    std::cout << ": " << reason << '\n';
+  }
+  return dims.empty() ? "-" : dims;
+}
+
+/// Each reason once, with the cases that it holds for. Backends begin a reason with their name and
+/// the operation; both stand in the list of cases.
+void print_reasons(const ordered_json& backend) {
+  std::map<std::string, std::string> cases_of_reason;
+  for (const ordered_json& row : backend["cases"]) {
+    if (row["supported"]) continue;
+    const auto operation = row["operation"].get<std::string>();
+    auto reason = row["reason"].get<std::string>();
+    const std::string prefix = backend["name"].get<std::string>() + ' ' + operation + ": ";
+    if (reason.starts_with(prefix)) reason.erase(0, prefix.size());
+    std::string& cases = cases_of_reason[reason];
+    cases += (cases.empty() ? "" : ", ") + row["dtype"].get<std::string>() + ' ' + operation;
+    if (row["head_dims"] != ordered_json{1, kMaxHeadDim})
+      cases += ' ' + range_text(row["head_dims"]);
+  }
+  for (const auto& [reason, cases] : cases_of_reason) {
+    std::cout << "  not " << cases << ": " << reason << '\n';
   }
 }
 
@@ -158,7 +188,7 @@ void print_backend(const ordered_json& backend) {
     }
     std::cout << '\n';
   }
-  print_reasons(backend["cases"]);
+  print_reasons(backend);
 }
 
 void print_text(const ordered_json& info) {
@@ -175,6 +205,9 @@ void print_text(const ordered_json& info) {
             << machine["memory_bytes"].get<double>() / kGiB << " GiB, "
             << machine["available_memory_bytes"].get<double>() / kGiB << " GiB available\n";
   for (const ordered_json& backend : info["backends"]) print_backend(backend);
+  for (const ordered_json& problem : info["problems"]) {
+    std::cout << "\nproblem: " << problem.get<std::string>() << '\n';
+  }
   std::cout << "\nenvironment\n";
   for (const ordered_json& variable : info["environment"]) {
     const auto value = variable["value"].get<std::string>();

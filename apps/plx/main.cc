@@ -1,10 +1,52 @@
 // plx: train, evaluate and run language models with Parallax attention.
 // SPDX-License-Identifier: Apache-2.0
+#include <ATen/Parallel.h>
+
 #include <exception>
 #include <iostream>
+#include <string>
+#include <vector>
 
 #include "commands.h"
+#include "core/env.h"
+#include "core/nearest_name.h"
+#include "core/thread_pool.h"
 #include "parallax/version.h"
+
+namespace {
+
+/// `plx help [COMMAND]` is `plx [COMMAND] --help`.
+std::vector<const char*> spell_out_help(int argc, char** argv) {
+  std::vector<const char*> words(argv, argv + argc);
+  if (words.size() > 1 && std::string(words[1]) == "help") {
+    words.erase(words.begin() + 1);
+    words.resize(words.size() > 1 ? 2 : 1);
+    words.push_back("--help");
+  }
+  return words;
+}
+
+/// What is wrong with a word that stands where a command belongs; empty if nothing is.
+std::string unknown_command(const CLI::App& app, const std::string& word) {
+  if (word.starts_with('-')) return "";
+  std::vector<std::string> commands;
+  std::string list;
+  for (const CLI::App* command : app.get_subcommands(nullptr)) {
+    if (command->get_name() == word) return "";
+    commands.push_back(command->get_name());
+    list += (list.empty() ? "" : ", ") + commands.back();
+  }
+  return "no command '" + word + "', the nearest is '" + parallax::nearest_name(word, commands) +
+         "' (commands: " + list + "; plx help shows what they do)";
+}
+
+/// PLX_NUM_THREADS is the library's; Torch's threads, which run it here, follow.
+void apply_num_threads() {
+  using namespace parallax::core;
+  if (!env_value(Env::kNumThreads).empty()) at::set_num_threads(num_threads());
+}
+
+}  // namespace
 
 int main(int argc, char** argv) {
   CLI::App app{"plx: train, evaluate and run language models with Parallax attention"};
@@ -15,8 +57,15 @@ int main(int argc, char** argv) {
   parallax::plx::add_generate(app);
   parallax::plx::add_eval(app);
   parallax::plx::add_info(app);
+  app.parse_complete_callback(apply_num_threads);  // before the command's own
+  const std::vector<const char*> words = spell_out_help(argc, argv);
+  const std::string fault = words.size() > 1 ? unknown_command(app, words[1]) : "";
+  if (!fault.empty()) {
+    std::cerr << "plx: " << fault << '\n';
+    return 2;
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(words.size()), words.data());
     return 0;
   } catch (const CLI::RuntimeError& error) {  // a command's own exit status
     return error.get_exit_code();

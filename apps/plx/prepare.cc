@@ -2,14 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <unistd.h>
 
-#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include "commands.h"
+#include "common.h"
+#include "core/thread_pool.h"
 #include "text/prepare.h"
 #include "text/tokenizer.h"
 
@@ -96,7 +96,8 @@ void print_summary(const text::PrepareOptions& options, const text::PrepareResul
               options.output.string().c_str());
 }
 
-void prepare(const Arguments& arguments) {
+void prepare(Arguments& arguments) {
+  if (arguments.options.num_threads == 0) arguments.options.num_threads = core::num_threads();
   const auto tokenizer = arguments.tokenizer == "bytes" ? text::make_byte_tokenizer()
                                                         : text::load_tokenizer(arguments.tokenizer);
   ProgressLine line;
@@ -116,11 +117,11 @@ void add_prepare(CLI::App& app) {
   command->footer(kFooter);
   const auto arguments = std::make_shared<Arguments>();
   text::PrepareOptions& options = arguments->options;
-  options.num_threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  options.num_threads = 0;
   command->add_option("INPUT", options.corpus.inputs, "Text files, folders, .jsonl files")
       ->type_name("PATH");
   command->add_option("-o,--output", options.output, "Folder to write")
-      ->type_name("FOLDER")
+      ->type_name("PATH")
       ->required();
   command->add_flag("--python-sources", options.corpus.python_sources,
                     "Add the source files of the Python standard library found on this machine");
@@ -132,20 +133,27 @@ void add_prepare(CLI::App& app) {
   command
       ->add_option("--validation-fraction", options.validation_fraction,
                    "Share of the documents held out for validation, 0 for none")
-      ->check(CLI::Range(0.0, 0.999))
+      ->type_name("X")
+      ->check(number({.smallest = 0.0, .largest = 0.999}))
       ->capture_default_str();
   command->add_option("--seed", options.seed, "Which documents are held out")
+      ->type_name("N")
+      ->check(whole_number(0))
       ->capture_default_str();
   command
       ->add_option("--field", options.corpus.field,
                    "The field of .jsonl objects that holds the text")
+      ->type_name("NAME")
       ->capture_default_str();
   command->add_option("--shard-tokens", options.shard_tokens, "Tokens per output file")
-      ->check(CLI::PositiveNumber)
+      ->type_name("N")
+      ->check(whole_number(1))
       ->capture_default_str();
-  command->add_option("--threads", options.num_threads, "Threads that tokenise")
-      ->check(CLI::Range(1, 1024))
-      ->capture_default_str();
+  command
+      ->add_option("--threads", options.num_threads,
+                   "Threads that tokenise (default: PLX_NUM_THREADS, or the cores)")
+      ->type_name("N")
+      ->check(whole_number(1, 4096));
   command->callback([arguments] { prepare(*arguments); });
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "common.h"
 #include "core/grouped.h"
 #include "train/trainer.h"
 
@@ -93,20 +94,30 @@ void add_train(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says");
   command->footer(kExamples);
-  auto* recipe = command->add_option("recipe", arguments->recipe,
-                                     "TOML file: model, data, optimizer, schedule, ...");
-  command->add_option("-o,--output", arguments->output,
-                      "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)");
-  command->add_option("--data", arguments->data,
-                      "Token folder made by `plx prepare`; short for --set data.path=...");
-  command->add_option("--set", arguments->settings,
-                      "Override a setting of the recipe, section.key=value; repeatable");
+  auto* recipe = command
+                     ->add_option("recipe", arguments->recipe,
+                                  "TOML file: model, data, optimizer, schedule, ...")
+                     ->type_name("PATH");
+  command
+      ->add_option("-o,--output", arguments->output,
+                   "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)")
+      ->type_name("PATH");
+  command
+      ->add_option("--data", arguments->data,
+                   "Token folder made by `plx prepare`; short for --set data.path=...")
+      ->type_name("PATH");
+  command
+      ->add_option("--set", arguments->settings,
+                   "Override a setting of the recipe, section.key=value; repeatable")
+      ->option_text("SETTING");
   command->add_option("--steps", arguments->steps, "Short for --set train.steps=...")
-      ->check(CLI::PositiveNumber);
+      ->type_name("N")
+      ->check(whole_number(1));
   command
       ->add_option("--stop-at", arguments->stop_at,
                    "Save and stop after this step; the schedule stays that of all steps")
-      ->check(CLI::PositiveNumber);
+      ->type_name("N")
+      ->check(whole_number(1));
   auto* resume = command->add_flag("--resume", arguments->resume,
                                    "Continue from the newest checkpoint in the output folder, or "
                                    "start if there is none");

@@ -10,8 +10,9 @@ which is equation 8 of arXiv 2605.29157; docs/math.md derives it and its gradien
 softmax attention. The functions below are thin: they fill in defaults and call the C++ ops of
 `torch.ops.parallax`, which check every argument. A refused argument raises RuntimeError (the C++
 library's parallax::Error) that says what was given and what is allowed, and then nothing has been
-computed. The ops work under torch.compile(fullgraph=True) with dynamic shapes, torch.autocast,
-activation checkpointing and torch.no_grad().
+computed; what is no tensor where one is needed raises TypeError. The ops work under
+torch.compile(fullgraph=True) with dynamic shapes, torch.autocast, activation checkpointing and
+torch.no_grad().
 """
 
 from collections.abc import Sequence
@@ -73,7 +74,10 @@ def attention(
     threads. Any strides are read in place if the innermost one is 1; other inputs are copied first.
     Raises RuntimeError for arguments that are not allowed, and for double backward.
     """
-    return _attend((q, r, k, v), (None, None), (scale, causal, window), deterministic, return_stats)
+    tensors = {"q": q, "r": r, "k": k, "v": v}
+    _ops.require_tensors("attention", tensors)
+    options = (scale, causal, window)
+    return _attend(tensors.values(), (None, None), options, deterministic, return_stats)
 
 
 def varlen_attention(
@@ -101,8 +105,11 @@ def varlen_attention(
 
     Everything else is as in `attention`; a result equals that of one call per sequence.
     """
-    lengths = (cu_seqlens_q, cu_seqlens_k)
-    return _attend((q, r, k, v), lengths, (scale, causal, window), deterministic, return_stats)
+    tensors = {"q": q, "r": r, "k": k, "v": v}
+    lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    _ops.require_tensors("varlen_attention", tensors, optional=lengths)  # the op names what misses
+    options = (scale, causal, window)
+    return _attend(tensors.values(), lengths.values(), options, deterministic, return_stats)
 
 
 def decode(
@@ -141,6 +148,18 @@ def decode(
     result have the same bits whatever else is in the batch; on the CPU it always has.
     scale and window are as in `attention`. Raises RuntimeError for arguments that are not allowed.
     """
+    _ops.require_tensors(
+        "decode",
+        {"q": q, "r": r, "k_cache": k_cache, "v_cache": v_cache},
+        optional={
+            "cache_starts": cache_starts,
+            "cache_seqlens": cache_seqlens,
+            "cu_seqlens_q": cu_seqlens_q,
+            "page_table": page_table,
+            "k_scale": k_scale,
+            "v_scale": v_scale,
+        },
+    )
     state = State(
         *torch.ops.parallax.decode(
             _ops.unit_innermost_stride(q),
@@ -170,8 +189,19 @@ def merge_states(states: Sequence[State]) -> State:
     The order of the states does not matter beyond rounding. Not differentiable. Raises RuntimeError
     if shapes, dtypes or devices differ or there is no state.
     """
+    if not isinstance(states, list | tuple):
+        given = type(states).__name__
+        raise TypeError(f"merge_states: states is of type {given}; it must be a list of State")
     if not states:  # an op call without a tensor reaches no kernel
         raise RuntimeError("merge_states: got no state, at least one is needed")
+    for index, state in enumerate(states):
+        if not isinstance(state, tuple) or len(state) != len(State._fields):
+            given = type(state).__name__
+            raise TypeError(f"merge_states: states[{index}] is of type {given}; it must be a State")
+        fields = {
+            f"states[{index}].{name}": x for name, x in zip(State._fields, state, strict=True)
+        }
+        _ops.require_tensors("merge_states", fields)
     columns = (list(column) for column in zip(*states, strict=True))
     return State(*torch.ops.parallax.merge_states(*columns))
 

@@ -84,6 +84,14 @@ def _(out, out_softmax, lse, t_mean):
 # ---- autograd ---------------------------------------------------------------------------------
 
 
+def require_tensors(function: str, required: dict, optional: dict | None = None) -> None:
+    """TypeError for an argument that is no tensor; `optional` ones may be None."""
+    for name, value in {**required, **(optional or {})}.items():
+        if not isinstance(value, Tensor) and not (value is None and name not in required):
+            given = type(value).__name__
+            raise TypeError(f"{function}: {name} is of type {given}; it must be a torch.Tensor")
+
+
 def unit_innermost_stride(tensor: Tensor) -> Tensor:
     """The tensor itself, or a contiguous copy if its innermost stride is not 1.
 

@@ -12,8 +12,10 @@ constexpr std::array kVariables = {
                 "name of the backend that every call must use; default: the fastest that can"},
     EnvVariable{Env::kLog, "PLX_LOG",
                 "comma-separated topics to print on stderr: dispatch (which backend ran, and why)"},
-    EnvVariable{Env::kNumThreads, "PLX_NUM_THREADS",
-                "threads of the library's own pool; default: the cores this process may use"},
+    EnvVariable{
+        Env::kNumThreads, "PLX_NUM_THREADS",
+        "threads of the library's own pool, and of all of plx; default: the cores this process may "
+        "use (plx: Torch's choice)"},
 };
 
 constexpr bool rows_follow_the_enum() {

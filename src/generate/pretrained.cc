@@ -7,6 +7,7 @@
 #include <string>
 
 #include "io/atomic_file.h"
+#include "io/json_error.h"
 #include "nn/checkpoint.h"
 #include "parallax/error.h"
 
@@ -15,9 +16,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
+bool has_tokenizer(const fs::path& folder) { return fs::exists(folder / "tokenizer.json"); }
+
 std::shared_ptr<const text::Tokenizer> open_tokenizer(const fs::path& folder, int64_t vocab_size) {
   std::shared_ptr<const text::Tokenizer> tokenizer;
-  if (fs::exists(folder / "tokenizer.json")) {
+  if (has_tokenizer(folder)) {
     tokenizer = text::load_tokenizer(folder / "tokenizer.json");
   } else {
     tokenizer = text::make_byte_tokenizer();
@@ -42,7 +45,7 @@ std::vector<int32_t> listed_eos_tokens(const fs::path& folder) {
     if (ids.is_array()) return ids.get<std::vector<int32_t>>();
     return {ids.get<int32_t>()};
   } catch (const nlohmann::json::exception& error) {
-    PLX_FAIL(path, ": eos_token_id must be an id or a list of ids: ", error.what());
+    PLX_FAIL(path, ": eos_token_id must be an id or a list of ids: ", io::plain_what(error));
   }
 }
 
@@ -56,6 +59,7 @@ Pretrained load_pretrained(const fs::path& folder, torch::ScalarType dtype) {
   Pretrained loaded;
   // The tokenizer before the weights: a mismatch is then reported at once.
   loaded.tokenizer = open_tokenizer(folder, config.vocab_size);
+  loaded.has_assumed_tokenizer = !has_tokenizer(folder);
   const std::optional<int32_t> tokenizer_eos = loaded.tokenizer->eos_id();
 
   loaded.eos_tokens = listed_eos_tokens(folder);

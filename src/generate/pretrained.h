@@ -17,6 +17,8 @@ namespace parallax::generate {
 struct Pretrained {
   nn::Decoder model{nullptr};
   std::shared_ptr<const text::Tokenizer> tokenizer;
+  /// There is no tokenizer.json: `tokenizer` is the byte tokenizer because vocab_size fits it.
+  bool has_assumed_tokenizer = false;
   /// What stands before the first token of a text: bos_token_id, else eos_token_id, of config.json;
   /// else the tokenizer's end-of-text token (training joins documents by it).
   int32_t start_token = 0;

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "io/atomic_file.h"
+#include "io/json_error.h"
 #include "io/mapped_file.h"
 #include "parallax/error.h"
 
@@ -71,7 +72,7 @@ json parse_header(std::string_view text, const std::string& file) {
   try {
     header = json::parse(text, watch_keys);
   } catch (const json::exception& error) {
-    PLX_FAIL(file, ": the safetensors header is not JSON: ", error.what());
+    PLX_FAIL(file, ": the safetensors header is not JSON: ", plain_what(error));
   }
   PLX_CHECK(repeated.empty(), file, ": \"", repeated, "\" comes twice in the safetensors header");
   PLX_CHECK(header.is_object(), file, ": the safetensors header must be a JSON object, it is ",
@@ -237,7 +238,7 @@ void write_safetensors(const std::filesystem::path& path,
   try {
     text = header.dump();
   } catch (const json::exception& error) {
-    PLX_FAIL(path.string(), ": a tensor name or metadata is not UTF-8: ", error.what());
+    PLX_FAIL(path.string(), ": a tensor name or metadata is not UTF-8: ", plain_what(error));
   }
   text.resize((text.size() + 7) / 8 * 8, ' ');  // the tensors start at a multiple of 8
   AtomicFile file(path);

@@ -8,6 +8,7 @@
 
 #include "io/atomic_file.h"
 #include "io/hash.h"
+#include "io/json_error.h"
 #include "parallax/error.h"
 
 namespace parallax::io {
@@ -122,7 +123,7 @@ TokenManifest read_manifest(const std::filesystem::path& folder) {
   try {
     parsed = json::parse(read_file(path));
   } catch (const json::exception& error) {
-    PLX_FAIL(path.string(), ": not JSON: ", error.what());
+    PLX_FAIL(path.string(), ": not JSON: ", plain_what(error));
   }
   const Fields root(parsed, path.string());
   PLX_CHECK(root.text("format") == kFormat, path.string(), ": \"format\" is \"",

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/atomic_file.h"
+#include "io/json_error.h"
 #include "io/safetensors.h"
 #include "parallax/error.h"
 
@@ -51,7 +52,7 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
   try {
     weight_map = json::parse(io::read_file(path)).at("weight_map").get<decltype(weight_map)>();
   } catch (const json::exception& error) {
-    PLX_FAIL(path.string(), ": not a safetensors index: ", error.what());
+    PLX_FAIL(path.string(), ": not a safetensors index: ", io::plain_what(error));
   }
   for (const auto& [name, file] : weight_map)
     PLX_CHECK(fs::path(file).filename() == file, path.string(), ": ", name, " is in \"", file,

@@ -11,6 +11,7 @@
 
 #include "core/nearest_name.h"
 #include "io/atomic_file.h"
+#include "io/json_error.h"
 #include "nn/mixers/registry.h"
 #include "parallax/error.h"
 
@@ -294,7 +295,7 @@ ModelConfig load_config_file(const std::filesystem::path& path) {
   try {
     return parse_config(json::parse(text));
   } catch (const std::exception& error) {  // JSON syntax, or our own checks
-    PLX_FAIL(path.string(), ": ", error.what());
+    PLX_FAIL(path.string(), ": ", io::plain_what(error));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include "io/atomic_file.h"
 #include "io/hash.h"
+#include "io/json_error.h"
 #include "parallax/error.h"
 #include "text/utf8.h"
 
@@ -60,7 +61,7 @@ std::string text_field(const std::string& line, const std::string& field,
   try {
     parsed = nlohmann::json::parse(line);
   } catch (const nlohmann::json::exception& error) {
-    PLX_FAIL(source, ": not JSON: ", error.what());
+    PLX_FAIL(source, ": not JSON: ", io::plain_what(error));
   }
   PLX_CHECK(parsed.is_object(), source, ": a JSON object is needed, the line holds ",
             parsed.type_name());

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/atomic_file.h"
+#include "io/json_error.h"
 #include "parallax/error.h"
 #include "text/bpe_tokenizer.h"
 
@@ -51,9 +52,9 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
   try {
     return parse_tokenizer(std::move(contents));
   } catch (const json::parse_error& error) {
-    PLX_FAIL(file.string(), " is not JSON: ", error.what());
+    PLX_FAIL(file.string(), " is not JSON: ", io::plain_what(error));
   } catch (const json::exception& error) {
-    PLX_FAIL(file.string(), " is not a tokenizer.json: ", error.what());
+    PLX_FAIL(file.string(), " is not a tokenizer.json: ", io::plain_what(error));
   } catch (const Error& error) {
     PLX_FAIL(file.string(), ": ", error.what());
   }

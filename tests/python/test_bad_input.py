@@ -77,6 +77,41 @@ def test_unknown_arguments_and_wrong_types():
     refused("window", parallax.attention, *inputs(), window=2.5)
 
 
+def refused_type(pattern, function, *args, **options):
+    with pytest.raises(TypeError, match=pattern):
+        function(*args, **options)
+
+
+@pytest.mark.parametrize("position", range(4))
+def test_an_argument_that_is_no_tensor_is_named(position):
+    def replaced(tensors):
+        return [[1] if index == position else x for index, x in enumerate(tensors)]
+
+    name = "qrkv"[position]
+    pattern = rf"attention: {name} is of type list; it must be a torch\.Tensor"
+    refused_type("^" + pattern, parallax.attention, *replaced(inputs()))
+    packed = replaced(x[0] for x in inputs())
+    refused_type("^varlen_" + pattern, parallax.varlen_attention, *packed, None, None)
+    name += "_cache" if name in "kv" else ""
+    refused_type(f"^decode: {name} is of type list", parallax.decode, *replaced(inputs()))
+
+
+def test_a_missing_tensor_and_a_list_of_lengths_are_named():
+    refused_type("attention: r is of type NoneType", parallax.attention, *inputs(r=lambda _: None))
+    lengths = ([0, 5], int32(0, 7))
+    packed = [x[0] for x in inputs()]
+    refused_type("cu_seqlens_q is of type list", parallax.varlen_attention, *packed, *lengths)
+    refused_type("cache_seqlens is of type list", parallax.decode, *inputs(), cache_seqlens=[7, 7])
+
+
+def test_merge_states_names_what_is_no_state():
+    state = parallax.decode(*inputs(), return_stats=True)
+    refused_type("states is of type Tensor", parallax.merge_states, state.out)
+    refused_type(r"states\[0\] is of type Tensor; it must be a State", parallax.merge_states, state)
+    bad = state._replace(lse=[1.0])
+    refused_type(r"states\[1\]\.lse is of type list", parallax.merge_states, [state, bad])
+
+
 def test_the_op_refuses_a_stride_that_the_python_function_copies():
     q, r, k, v = inputs()
     k = k.movedim(-1, 0).contiguous().movedim(0, -1)

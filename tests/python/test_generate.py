@@ -67,6 +67,10 @@ def model():
 def softmax(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("softmax")
     model.save_pretrained(folder)
+    text = tmp_path_factory.mktemp("text") / "a.txt"
+    text.write_text("any")
+    plx("prepare", "--output", text.parent / "tokens", text)
+    (text.parent / "tokens" / "tokenizer.json").rename(folder / "tokenizer.json")
     return folder
 
 
@@ -288,6 +292,15 @@ def test_a_tokenizer_that_does_not_match_is_refused(softmax, tmp_path):
     assert "vocab_size is 257" in done.message and "up to 299" in done.message
 
 
+def test_an_assumed_byte_tokenizer_is_noted(softmax, parallax, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    for command in (("generate", "--prompt", "a", "--max-tokens", 1), ("eval", "--data", text)):
+        note = f"plx: note: no tokenizer.json in {parallax}; as the model has 257 ids, they are"
+        assert plx(command[0], parallax, *command[1:]).message.count(note) == 1
+        assert "note" not in plx(command[0], softmax, *command[1:]).message
+
+
 def reference_nats(model, document, context):
     """Sum of -log p over disjoint windows; the first token follows EOS, others the one before."""
     ids = [EOS, *document]
@@ -385,6 +398,8 @@ def test_info_names_machine_backends_and_reasons():
         assert operations == {"forward", "backward", "decode"}
         for case in backend["cases"]:
             assert case["supported"] or case["reason"]
+            first, last = case["head_dims"]
+            assert 1 <= first <= last <= 256
     assert "PLX_BACKEND" in {variable["name"] for variable in info["environment"]}
     text = plx("info").stdout.decode()
     assert all(f"backend {name}" in text for name in names)
