@@ -1,4 +1,5 @@
 # The commands of the project, each a thin call of scripts/ and CMake presets.
+# release or ci (warnings are errors); both build in build/release.
 PRESET ?= release
 JOBS ?= $(shell nproc)
 # The text that `make demo` learns: files or a folder; Python's standard library when empty.

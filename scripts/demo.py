@@ -54,7 +54,9 @@ def plx(*arguments: str | Path, capture: bool = False) -> str:
     """Runs plx with its progress on this terminal; its errors end the demo."""
     command = [str(PLX), *map(str, arguments)]
     stdout = subprocess.PIPE if capture else sys.stderr
-    done = subprocess.run(command, stdout=stdout, text=True, check=False, cwd=ROOT)
+    # On a machine that does other work too, threads that wait by spinning take turns with it.
+    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+    done = subprocess.run(command, stdout=stdout, text=True, check=False, cwd=ROOT, env=environment)
     if done.returncode != 0:
         sys.exit(f"demo: '{' '.join(command)}' ended with status {done.returncode}")
     return done.stdout or ""
