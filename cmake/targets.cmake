@@ -7,10 +7,6 @@ function(plx_add_library name)
   foreach(pattern ${ARG_EXCLUDE})
     list(FILTER sources EXCLUDE REGEX "${pattern}")
   endforeach()
-  if(NOT sources)
-    add_library(plx_${name} INTERFACE)
-    return()
-  endif()
   add_library(plx_${name} STATIC ${sources})
   target_include_directories(
     plx_${name}
@@ -23,10 +19,6 @@ endfunction()
 # plx_use_libtorch(TARGET): compile against LibTorch's C++ API through one shared precompiled header
 # (torch/torch.h alone costs 20 s per unit).
 function(plx_use_libtorch target)
-  get_target_property(type ${target} TYPE)
-  if(type STREQUAL INTERFACE_LIBRARY)
-    return()
-  endif()
   target_link_libraries(${target} PUBLIC plx_libtorch)
   target_precompile_headers(${target} REUSE_FROM plx_torch_pch)
 endfunction()
