@@ -227,13 +227,25 @@ AttentionInputs::AttentionInputs(const AttentionCase& attention_case, uint64_t s
   cu_seqlens_k = cu_seqlens(c.packed, &SequenceLengths::num_keys);
 }
 
+ForwardTensors poisoned_outputs(DType dtype, Layout layout, const std::vector<int64_t>& query_sizes,
+                                const std::vector<int64_t>& stat_sizes) {
+  return {.out = HostTensor(dtype, query_sizes, layout),
+          .out_softmax = HostTensor(dtype, query_sizes, layout),
+          .lse = HostTensor(DType::kFloat32, stat_sizes, layout),
+          .t_mean = HostTensor(DType::kFloat32, stat_sizes, layout)};
+}
+
+void expect_guards_intact(const ForwardTensors& tensors) {
+  expect_guards("out", tensors.out);
+  expect_guards("out_softmax", tensors.out_softmax);
+  expect_guards("lse", tensors.lse);
+  expect_guards("t_mean", tensors.t_mean);
+}
+
 ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs) {
   const DType dtype = inputs.description.dtype;
   const Layout layout = inputs.description.layout;
-  ForwardTensors result{.out = HostTensor(dtype, query_sizes(inputs), layout),
-                        .out_softmax = HostTensor(dtype, query_sizes(inputs), layout),
-                        .lse = HostTensor(DType::kFloat32, stat_sizes(inputs), layout),
-                        .t_mean = HostTensor(DType::kFloat32, stat_sizes(inputs), layout)};
+  ForwardTensors result = poisoned_outputs(dtype, layout, query_sizes(inputs), stat_sizes(inputs));
   const ForwardArgs args{.q = inputs.q.view(),
                          .r = inputs.r.view(),
                          .k = inputs.k.view(),
@@ -247,10 +259,7 @@ ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs
                          .t_mean = result.t_mean.view()};
   check_call(backend, args);
   backend.forward(args);
-  expect_guards("out", result.out);
-  expect_guards("out_softmax", result.out_softmax);
-  expect_guards("lse", result.lse);
-  expect_guards("t_mean", result.t_mean);
+  expect_guards_intact(result);
   return result;
 }
 

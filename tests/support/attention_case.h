@@ -68,6 +68,12 @@ struct GradientTensors {
   HostTensor dq, dr, dk, dv;
 };
 
+/// Poisoned outputs of a forward or decode call, and the check that a call wrote nothing beside
+/// them.
+ForwardTensors poisoned_outputs(DType dtype, Layout layout, const std::vector<int64_t>& query_sizes,
+                                const std::vector<int64_t>& stat_sizes);
+void expect_guards_intact(const ForwardTensors& tensors);
+
 /// Validates, checks supports(), runs on poisoned outputs of the case's layout, and fails the test
 /// if a byte beside an output was written.
 ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs);

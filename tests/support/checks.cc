@@ -8,14 +8,16 @@
 namespace parallax::testing {
 namespace {
 
-std::vector<Verdict> judge_case(const AttentionCase& attention_case, uint64_t seed) {
+std::vector<Verdict> judge_case(const AttentionCase& attention_case, uint64_t seed,
+                                int num_orders) {
   const DType dtype = attention_case.dtype;
   const AttentionInputs inputs(attention_case, seed);
   const ForwardValues truth = true_forward(inputs.problem);
-  const ForwardErrors plain = plain_errors(inputs.problem, truth, dtype);
+  const ForwardErrors plain = plain_errors(inputs.problem, truth, dtype, num_orders);
   const ForwardValues saved = rounded(truth, dtype);
   const GradientValues gradients = true_backward(inputs.problem, truth);
-  const GradientErrors plain_gradients = plain_errors(inputs.problem, gradients, saved, dtype);
+  const GradientErrors plain_gradients =
+      plain_errors(inputs.problem, gradients, saved, dtype, num_orders);
   std::vector<Verdict> verdicts;
   for (const auto& [label, backend] : tested_backends()) {
     const std::string context =
@@ -31,7 +33,7 @@ std::vector<Verdict> judge_case(const AttentionCase& attention_case, uint64_t se
 }  // namespace
 
 void expect_case_conforms(const AttentionCase& attention_case, uint64_t seed) {
-  expect_right(seed, [&](uint64_t draw) { return judge_case(attention_case, draw); });
+  expect_right([&](int num_orders) { return judge_case(attention_case, seed, num_orders); });
 }
 
 }  // namespace parallax::testing

@@ -128,12 +128,8 @@ void DecodeInputs::place_caches(std::mt19937_64& random) {
 }
 
 ForwardTensors run_decode(const Backend& backend, const DecodeInputs& inputs) {
-  const DType dtype = inputs.description.dtype;
-  const Layout layout = inputs.description.layout;
-  ForwardTensors result{.out = HostTensor(dtype, query_sizes(inputs), layout),
-                        .out_softmax = HostTensor(dtype, query_sizes(inputs), layout),
-                        .lse = HostTensor(DType::kFloat32, stat_sizes(inputs), layout),
-                        .t_mean = HostTensor(DType::kFloat32, stat_sizes(inputs), layout)};
+  ForwardTensors result = poisoned_outputs(inputs.description.dtype, inputs.description.layout,
+                                           query_sizes(inputs), stat_sizes(inputs));
   const DecodeArgs args{.q = inputs.q.view(),
                         .r = inputs.r.view(),
                         .k_cache = inputs.k_cache.view(),
@@ -152,20 +148,19 @@ ForwardTensors run_decode(const Backend& backend, const DecodeInputs& inputs) {
   EXPECT_TRUE(support.ok) << support.reason;
   if (!support.ok) return result;
   backend.decode(args);
-  for (const HostTensor* tensor : {&result.out, &result.out_softmax, &result.lse, &result.t_mean})
-    EXPECT_EQ(tensor->check_guards(), "");
+  expect_guards_intact(result);
   return result;
 }
 
 void expect_decode_conforms(const DecodeCase& decode_case, uint64_t seed) {
-  expect_right(seed, [&](uint64_t draw) {
-    const DecodeInputs inputs(decode_case, draw);
-    const ForwardValues truth = true_forward(inputs.problem);
-    const ForwardErrors plain = plain_errors(inputs.problem, truth, decode_case.dtype);
+  const DecodeInputs inputs(decode_case, seed);
+  const ForwardValues truth = true_forward(inputs.problem);
+  expect_right([&](int num_orders) {
+    const ForwardErrors plain = plain_errors(inputs.problem, truth, decode_case.dtype, num_orders);
     std::vector<Verdict> verdicts;
     for (const auto& [label, backend] : tested_backends()) {
       const std::string context =
-          decode_case.name() + ", PLX_TEST_SEED=" + std::to_string(draw) + ", " + label;
+          decode_case.name() + ", PLX_TEST_SEED=" + std::to_string(seed) + ", " + label;
       SCOPED_TRACE(context);
       judge_forward(decode_case.dtype, values_of(run_decode(*backend, inputs)), truth, plain,
                     context, verdicts);

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <random>
 
 #include "reference/backend.h"
 #include "support/host_tensor.h"
@@ -53,13 +55,41 @@ std::vector<double> transposed(const std::vector<double>& values, int64_t rows, 
   return result;
 }
 
-/// Three ways to write the plain loop that differ in rounding only.
-enum class Spelling : uint8_t {
-  kTextbook,   // terms in order; scale (q . k); (1 + t_mean) - t
-  kReversed,   // terms, keys and queries from the last to the first; (scale q) . k
-  kRegrouped,  // even terms before odd ones; 1 + (t_mean - t); p outside the brackets
+/// One order of the plain loop's operations. Orders differ in rounding only.
+struct Order {
+  enum class Direction : uint8_t { kForward, kBackward, kShuffled };
+
+  std::vector<size_t> dims;                   // in which the terms of a sum over D are added
+  Direction direction = Direction::kForward;  // of the rows, and of each row's keys
+  bool scale_first = false;                   // (scale q) . k, not scale (q . k)
+  bool regrouped = false;                     // 1 + (t_mean - t), and p outside the brackets
+  uint64_t seed = 0;
+
+  template <typename Element>
+  void arrange(std::vector<Element>& elements) const {
+    if (direction == Direction::kBackward) std::reverse(elements.begin(), elements.end());
+    if (direction != Direction::kShuffled) return;
+    std::mt19937_64 random(seed);
+    std::shuffle(elements.begin(), elements.end(), random);
+  }
 };
-constexpr Spelling kSpellings[] = {Spelling::kTextbook, Spelling::kReversed, Spelling::kRegrouped};
+
+/// Order 0 is the textbook's, 1 goes from the last to the first, 2 takes even dimensions before odd
+/// ones; the others are shuffled.
+Order make_order(int idx, size_t head_dim) {
+  Order order{.dims = std::vector<size_t>(head_dim), .seed = static_cast<uint64_t>(idx)};
+  std::iota(order.dims.begin(), order.dims.end(), size_t{0});
+  if (idx == 1) order.direction = Order::Direction::kBackward;
+  if (idx >= 3) order.direction = Order::Direction::kShuffled;
+  if (idx == 2)
+    std::stable_partition(order.dims.begin(), order.dims.end(),
+                          [](size_t dim) { return dim % 2 == 0; });
+  else
+    order.arrange(order.dims);
+  order.scale_first = idx % 2 == 1;
+  order.regrouped = idx / 2 % 2 == 1;
+  return order;
+}
 
 /// One (query, head) row of the plain loop: its visible keys and what both passes need.
 struct PlainRow {
@@ -69,98 +99,105 @@ struct PlainRow {
   int64_t head_kv = 0;
 };
 
+/// The tensors inside have their D numbers in the order's order, so that every sum over D is one
+/// plain loop; results come back in the caller's.
 class PlainLoop {
  public:
-  PlainLoop(const PackedProblem& problem, DType dtype, Spelling spelling)
+  PlainLoop(const PackedProblem& problem, DType dtype, int order_idx)
       : problem_(problem),
         dtype_(dtype),
-        spelling_(spelling),
         D_(static_cast<size_t>(problem.head_dim)),
+        order_(make_order(order_idx, D_)),
         scale_(static_cast<float>(problem.scale())),
-        q_(problem.q.begin(), problem.q.end()),
-        r_(problem.r.begin(), problem.r.end()),
-        k_(problem.k.begin(), problem.k.end()),
-        v_(problem.v.begin(), problem.v.end()) {}
-
-  /// In the order of the spelling.
-  std::vector<PlainRow> rows() const {
-    std::vector<PlainRow> result;
-    int64_t query_start = 0, key_start = 0;
-    for (const auto& [num_queries, num_keys] : problem_.sequences) {
-      for (int64_t i = 0; i < num_queries; ++i) {
-        int64_t begin = 0, end = num_keys;
-        if (problem_.options.mask == Mask::kCausal) {
-          end = std::max<int64_t>(0, i + num_keys - num_queries + 1);
-          if (problem_.options.window && *problem_.options.window < end)
-            begin = end - *problem_.options.window;
-        }
-        for (int64_t h = 0; h < problem_.num_heads_q; ++h) {
-          const auto stat = static_cast<size_t>((query_start + i) * problem_.num_heads_q + h);
-          result.push_back({.query = stat * D_,
-                            .stat = stat,
-                            .key_begin = key_start + begin,
-                            .key_end = key_start + end,
-                            .head_kv = h / (problem_.num_heads_q / problem_.num_heads_kv)});
-        }
-      }
-      query_start += num_queries;
-      key_start += num_keys;
-    }
-    if (spelling_ == Spelling::kReversed) std::reverse(result.begin(), result.end());
-    return result;
-  }
-
-  /// The row's keys in the order of the spelling.
-  std::vector<size_t> key_offsets(const PlainRow& row) const {
-    std::vector<size_t> offsets;
-    for (int64_t key = row.key_begin; key < row.key_end; ++key)
-      offsets.push_back(static_cast<size_t>(key * problem_.num_heads_kv + row.head_kv) * D_);
-    if (spelling_ == Spelling::kReversed) std::reverse(offsets.begin(), offsets.end());
-    return offsets;
-  }
-
-  /// scale q.k
-  float score(const PlainRow& row, size_t key) const {
-    if (spelling_ != Spelling::kReversed) return scale_ * dot(q_, row.query, k_, key);
-    float sum = 0.0f;
-    for (size_t d = D_; d-- > 0;) sum += scale_ * q_[row.query + d] * k_[key + d];
-    return sum;
-  }
-
-  float dot(const std::vector<float>& a, size_t a_offset, const std::vector<float>& b,
-            size_t b_offset) const {
-    float sum = 0.0f;
-    const auto add = [&](size_t d) { sum += a[a_offset + d] * b[b_offset + d]; };
-    switch (spelling_) {
-      case Spelling::kTextbook:
-        for (size_t d = 0; d < D_; ++d) add(d);
-        break;
-      case Spelling::kReversed:
-        for (size_t d = D_; d-- > 0;) add(d);
-        break;
-      case Spelling::kRegrouped:
-        for (size_t d = 0; d < D_; d += 2) add(d);
-        for (size_t d = 1; d < D_; d += 2) add(d);
-        break;
-    }
-    return sum;
-  }
-
-  float round(float value) const { return static_cast<float>(testing::rounded(dtype_, value)); }
+        q_(reordered(problem.q)),
+        r_(reordered(problem.r)),
+        k_(reordered(problem.k)),
+        v_(reordered(problem.v)) {}
 
   ForwardValues forward() const;
   GradientValues backward(const ForwardValues& saved) const;
 
  private:
+  std::vector<PlainRow> rows() const;
+  std::vector<size_t> key_offsets(const PlainRow& row) const;
+  float score(const PlainRow& row, size_t key) const;
   void forward_row(const PlainRow& row, ForwardValues& result) const;
+
+  std::vector<float> reordered(const std::vector<double>& values) const {
+    std::vector<float> result(values.size());
+    for (size_t row = 0; row < values.size(); row += D_)
+      for (size_t d = 0; d < D_; ++d)
+        result[row + d] = static_cast<float>(values[row + order_.dims[d]]);
+    return result;
+  }
+
+  std::vector<double> restored(const std::vector<float>& values) const {
+    std::vector<double> result(values.size());
+    for (size_t row = 0; row < values.size(); row += D_)
+      for (size_t d = 0; d < D_; ++d)
+        result[row + order_.dims[d]] = static_cast<double>(round(values[row + d]));
+    return result;
+  }
+
+  float dot(const std::vector<float>& a, size_t a_offset, const std::vector<float>& b,
+            size_t b_offset) const {
+    float sum = 0.0f;
+    for (size_t d = 0; d < D_; ++d) sum += a[a_offset + d] * b[b_offset + d];
+    return sum;
+  }
+
+  float round(float value) const { return static_cast<float>(testing::rounded(dtype_, value)); }
 
   const PackedProblem& problem_;
   DType dtype_;
-  Spelling spelling_;
   size_t D_;
+  Order order_;
   float scale_;
   std::vector<float> q_, r_, k_, v_;
 };
+
+std::vector<PlainRow> PlainLoop::rows() const {
+  std::vector<PlainRow> result;
+  int64_t query_start = 0, key_start = 0;
+  for (const auto& [num_queries, num_keys] : problem_.sequences) {
+    for (int64_t i = 0; i < num_queries; ++i) {
+      int64_t begin = 0, end = num_keys;
+      if (problem_.options.mask == Mask::kCausal) {
+        end = std::max<int64_t>(0, i + num_keys - num_queries + 1);
+        if (problem_.options.window && *problem_.options.window < end)
+          begin = end - *problem_.options.window;
+      }
+      for (int64_t h = 0; h < problem_.num_heads_q; ++h) {
+        const auto stat = static_cast<size_t>((query_start + i) * problem_.num_heads_q + h);
+        result.push_back({.query = stat * D_,
+                          .stat = stat,
+                          .key_begin = key_start + begin,
+                          .key_end = key_start + end,
+                          .head_kv = h / (problem_.num_heads_q / problem_.num_heads_kv)});
+      }
+    }
+    query_start += num_queries;
+    key_start += num_keys;
+  }
+  order_.arrange(result);
+  return result;
+}
+
+std::vector<size_t> PlainLoop::key_offsets(const PlainRow& row) const {
+  std::vector<size_t> offsets;
+  for (int64_t key = row.key_begin; key < row.key_end; ++key)
+    offsets.push_back(static_cast<size_t>(key * problem_.num_heads_kv + row.head_kv) * D_);
+  order_.arrange(offsets);
+  return offsets;
+}
+
+/// scale q.k
+float PlainLoop::score(const PlainRow& row, size_t key) const {
+  if (!order_.scale_first) return scale_ * dot(q_, row.query, k_, key);
+  float sum = 0.0f;
+  for (size_t d = 0; d < D_; ++d) sum += scale_ * q_[row.query + d] * k_[key + d];
+  return sum;
+}
 
 void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
   const std::vector<size_t> keys = key_offsets(row);
@@ -189,8 +226,9 @@ void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
   result.lse[row.stat] = max + std::log(weight);
   result.t_mean[row.stat] = t_mean;
   for (size_t d = 0; d < D_; ++d) {
-    result.out_softmax[row.query + d] = round(o1[d] / weight);
-    result.out[row.query + d] = round(o1[d] / weight * (1.0f + t_mean) - o2[d] / weight);
+    const size_t at = row.query + order_.dims[d];
+    result.out_softmax[at] = round(o1[d] / weight);
+    result.out[at] = round(o1[d] / weight * (1.0f + t_mean) - o2[d] / weight);
   }
 }
 
@@ -205,9 +243,8 @@ ForwardValues PlainLoop::forward() const {
 }
 
 GradientValues PlainLoop::backward(const ForwardValues& saved) const {
-  const std::vector<float> d_out(problem_.d_out.begin(), problem_.d_out.end());
-  const std::vector<float> out(saved.out.begin(), saved.out.end());
-  const std::vector<float> out_softmax(saved.out_softmax.begin(), saved.out_softmax.end());
+  const std::vector<float> d_out = reordered(problem_.d_out), out = reordered(saved.out);
+  const std::vector<float> out_softmax = reordered(saved.out_softmax);
   std::vector<float> dq(q_.size()), dr(q_.size()), dk(k_.size()), dv(k_.size());
   for (const PlainRow& row : rows()) {
     const auto lse = static_cast<float>(saved.lse[row.stat]);
@@ -218,7 +255,7 @@ GradientValues PlainLoop::backward(const ForwardValues& saved) const {
       const float p = std::exp(score(row, key) - lse);
       const float t = dot(r_, row.query, k_, key);
       const float g = dot(d_out, row.query, v_, key);
-      const bool regrouped = spelling_ == Spelling::kRegrouped;
+      const bool regrouped = order_.regrouped;
       const float a = regrouped ? 1.0f + (t_mean - t) : 1.0f + t_mean - t;
       const float gradient = regrouped ? p * (a * (g - g_mean) + (g_mean - tau))
                                        : p * a * (g - g_mean) + p * (g_mean - tau);
@@ -233,12 +270,7 @@ GradientValues PlainLoop::backward(const ForwardValues& saved) const {
       }
     }
   }
-  const auto store = [&](const std::vector<float>& sums) {
-    std::vector<double> values;
-    for (const float sum : sums) values.push_back(round(sum));
-    return values;
-  };
-  return {.dq = store(dq), .dr = store(dr), .dk = store(dk), .dv = store(dv)};
+  return {.dq = restored(dq), .dr = restored(dr), .dk = restored(dk), .dv = restored(dv)};
 }
 
 void raise(Errors& errors, const Errors& other) {
@@ -334,10 +366,11 @@ Errors errors_of(const std::vector<double>& values, const std::vector<double>& t
   return errors;
 }
 
-ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& truth, DType dtype) {
+ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& truth, DType dtype,
+                           int num_orders) {
   ForwardErrors errors;
-  for (const Spelling spelling : kSpellings) {
-    const ForwardValues values = PlainLoop(problem, dtype, spelling).forward();
+  for (int order_idx = 0; order_idx < num_orders; ++order_idx) {
+    const ForwardValues values = PlainLoop(problem, dtype, order_idx).forward();
     raise(errors.out, errors_of(values.out, truth.out));
     raise(errors.out_softmax, errors_of(values.out_softmax, truth.out_softmax));
     raise(errors.lse, errors_of(values.lse, truth.lse));
@@ -347,10 +380,10 @@ ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& tr
 }
 
 GradientErrors plain_errors(const PackedProblem& problem, const GradientValues& truth,
-                            const ForwardValues& saved, DType dtype) {
+                            const ForwardValues& saved, DType dtype, int num_orders) {
   GradientErrors errors;
-  for (const Spelling spelling : kSpellings) {
-    const GradientValues values = PlainLoop(problem, dtype, spelling).backward(saved);
+  for (int order_idx = 0; order_idx < num_orders; ++order_idx) {
+    const GradientValues values = PlainLoop(problem, dtype, order_idx).backward(saved);
     raise(errors.dq, errors_of(values.dq, truth.dq));
     raise(errors.dr, errors_of(values.dr, truth.dr));
     raise(errors.dk, errors_of(values.dk, truth.dk));

@@ -57,12 +57,13 @@ struct GradientErrors {
 
 /// Errors of the plain loop: scores, sums and accumulation in fp32; p, p t and, backward, the
 /// gradients of the scores rounded to `dtype`; the result rounded once. Backward starts from
-/// `saved`. Often a single score decides the largest error, so that one spelling of the loop is one
-/// random draw: the loop runs in three spellings that differ in rounding only, and the largest of
-/// the three errors counts.
-ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& truth, DType dtype);
+/// `saved`. Often a single score decides the largest error, so that one order of the operations is
+/// one random draw: the loop runs in `num_orders` orders, which differ in rounding only, and the
+/// largest of their errors counts.
+ForwardErrors plain_errors(const PackedProblem& problem, const ForwardValues& truth, DType dtype,
+                           int num_orders);
 GradientErrors plain_errors(const PackedProblem& problem, const GradientValues& truth,
-                            const ForwardValues& saved, DType dtype);
+                            const ForwardValues& saved, DType dtype, int num_orders);
 
 /// Infinite for a NaN or an infinity that the truth does not have.
 double distance(double value, double truth);

@@ -68,7 +68,8 @@ static void store_row_stats(const RowConstants<kRows>& constants, const QueryTil
                                    .g_mean_less = constants.g_mean_less[row]};
 }
 
-/// [S | T] -> [scale ds | dt] in place, rows in the lanes; g is [num_keys][kRows].
+/// [S | T] -> [scale ds | dt] in place, rows in the lanes; g is [num_keys][kRows]. Hidden keys get
+/// zeros whatever their t and g are: p = 0 alone would turn an infinity into a NaN.
 template <int kRows>
 static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
                                   const RowConstants<kRows>& constants, float softmax_scale) {
@@ -85,11 +86,16 @@ static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
     float* row = tile.scores + lane;
     for (int32_t key = 0; key < tile.num_keys; ++key, row += 2 * kRows) {
       F s = load<F>(row) * tile.softmax_scale - lse;
-      if (tile.masked) s = (begin <= key) & (end > key) ? s : splat<kWidth>(-kInfinity);
+      F deviation = load<F>(g + key * kRows + lane) - g_mean;
+      F a = t_mean - load<F>(row + kRows) + 1.0f;
+      if (tile.masked) {
+        const I visible = (begin <= key) & (end > key);
+        s = visible ? s : splat<kWidth>(-kInfinity);
+        deviation = visible ? deviation : F{};
+        a = visible ? a : F{};
+      }
       const F p = exponential<kWidth>(s);
-      const F deviation = load<F>(g + key * kRows + lane) - g_mean;
       const F p_deviation = p * deviation;
-      const F a = t_mean - load<F>(row + kRows) + 1.0f;
       store(row, (a * p_deviation + p * g_mean_less) * softmax_scale);
       store(row + kRows, -p_deviation);
     }
@@ -151,6 +157,7 @@ struct LaneRange {
   int32_t begin, end;
 };
 
+/// Hidden keys get zeros, as in query_score_gradients.
 static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
                                 float softmax_scale) {
   constexpr int kWidth = kVectorFloats;
@@ -159,13 +166,17 @@ static void key_score_gradients(const KeyScores& row, const RowStats& stats, Lan
   const bool masked = visible.begin > 0 || visible.end < kKeyTile;
   for (int lane = 0; lane < kKeyTile; lane += kWidth) {
     F s = load<F>(row.s + lane) * softmax_scale - stats.lse;
+    F deviation = load<F>(row.g + lane) - stats.g_mean;
+    F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
     if (masked) {
       const I key = iota<kWidth>() + lane;
-      s = (key >= visible.begin) & (key < visible.end) ? s : splat<kWidth>(-kInfinity);
+      const I in_band = (key >= visible.begin) & (key < visible.end);
+      s = in_band ? s : splat<kWidth>(-kInfinity);
+      deviation = in_band ? deviation : F{};
+      a = in_band ? a : F{};
     }
     const F p = exponential<kWidth>(s);
-    const F p_deviation = p * (load<F>(row.g + lane) - stats.g_mean);
-    const F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
+    const F p_deviation = p * deviation;
     store(row.s + lane, (a * p_deviation + p * stats.g_mean_less) * softmax_scale);
     store(row.t + lane, -p_deviation);
     store(row.g + lane, p * a);
