@@ -5,6 +5,7 @@
 // .grad from inside the backward pass.
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/autocast_mode.h>
+#include <torch/autograd.h>
 
 #include <utility>
 
@@ -57,10 +58,20 @@ class AutocastScope {
 
 /// What the backward pass needs besides x; autograd's context holds it as an opaque value.
 struct Recompute : torch::CustomClassHolder {
-  Recompute(Block layer, RotaryTables tables, AutocastState state)
-      : block(std::move(layer)), rope(std::move(tables)), autocast(state) {}
+  Recompute(Block layer, RotaryTables tables, std::optional<Tensor> boundaries, AutocastState state)
+      : block(std::move(layer)),
+        rope(std::move(tables)),
+        cu_seqlens(std::move(boundaries)),
+        autocast(state) {}
+
+  Tensor forward(const Tensor& x) {
+    const AutocastScope scope(autocast);
+    return block->forward(x, rope, cu_seqlens);
+  }
+
   Block block;
   RotaryTables rope;
+  std::optional<Tensor> cu_seqlens;
   AutocastState autocast;
 };
 
@@ -71,8 +82,7 @@ class CheckpointFunction : public torch::autograd::Function<CheckpointFunction> 
                         const c10::intrusive_ptr<Recompute>& recompute) {
     ctx->save_for_backward({inputs[0]});
     ctx->saved_data["recompute"] = c10::IValue::make_capsule(recompute);
-    const AutocastScope scope(recompute->autocast);
-    return recompute->block->forward(inputs[0], recompute->rope);
+    return recompute->forward(inputs[0]);
   }
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list d_outputs) {
@@ -86,8 +96,7 @@ class CheckpointFunction : public torch::autograd::Function<CheckpointFunction> 
     Tensor out;
     {
       const torch::AutoGradMode with_grad(true);
-      const AutocastScope scope(recompute->autocast);
-      out = recompute->block->forward(x, recompute->rope);
+      out = recompute->forward(x);
     }
     // A parameter that the layer does not use gets an undefined gradient, as it would without
     // checkpointing.
@@ -101,10 +110,11 @@ class CheckpointFunction : public torch::autograd::Function<CheckpointFunction> 
 
 }  // namespace
 
-Tensor checkpointed(const Block& block, const Tensor& x_BTC, const RotaryTables& rope) {
-  auto recompute =
-      c10::make_intrusive<Recompute>(block, rope, AutocastState::current(x_BTC.device().type()));
-  std::vector<Tensor> inputs = {x_BTC};
+Tensor checkpointed(const Block& block, const Tensor& x, const RotaryTables& rope,
+                    const std::optional<Tensor>& cu_seqlens) {
+  auto recompute = c10::make_intrusive<Recompute>(block, rope, cu_seqlens,
+                                                  AutocastState::current(x.device().type()));
+  std::vector<Tensor> inputs = {x};
   for (const Tensor& parameter : block->parameters())
     if (parameter.requires_grad()) inputs.push_back(parameter);
   return CheckpointFunction::apply(at::TensorList(inputs), recompute);

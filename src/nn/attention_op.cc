@@ -5,6 +5,7 @@
 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <string>
 #include <tuple>
@@ -45,13 +46,15 @@ auto find_op(const char* name) {
 class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& r,
-                        const Tensor& k, const Tensor& v, std::optional<int64_t> window) {
+                        const Tensor& k, const Tensor& v, std::optional<int64_t> window,
+                        const OptionalTensor& cu_seqlens) {
     static const auto op = find_op<ForwardOp>("attention_forward");
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, out_softmax, lse, t_mean] =
-        op.call(q, r, k, v, std::nullopt, std::nullopt, std::nullopt, /*causal=*/true, window,
+        op.call(q, r, k, v, cu_seqlens, cu_seqlens, /*scale=*/std::nullopt, /*causal=*/true, window,
                 /*deterministic=*/true);
     ctx->save_for_backward({q, r, k, v, out, out_softmax, lse, t_mean});
+    ctx->saved_data["cu_seqlens"] = cu_seqlens;
     ctx->saved_data["window"] = window;
     return out;
   }
@@ -61,20 +64,21 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
     static const auto op = find_op<BackwardOp>("attention_backward");
     const auto saved = ctx->get_saved_variables();
     const auto window = ctx->saved_data["window"].toOptional<int64_t>();
+    const auto cu_seqlens = ctx->saved_data["cu_seqlens"].toOptional<Tensor>();
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [dq, dr, dk, dv] =
         op.call(d_outputs[0].contiguous(), saved[0], saved[1], saved[2], saved[3], saved[4],
-                saved[5], saved[6], saved[7], std::nullopt, std::nullopt, std::nullopt,
+                saved[5], saved[6], saved[7], cu_seqlens, cu_seqlens, /*scale=*/std::nullopt,
                 /*causal=*/true, window, /*deterministic=*/true);
-    return {dq, dr, dk, dv, Tensor()};
+    return {dq, dr, dk, dv, Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
 Tensor attention(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
-                 std::optional<int64_t> window) {
-  return AttentionFunction::apply(q, r, k, v, window);
+                 const AttentionSpan& span) {
+  return AttentionFunction::apply(q, r, k, v, span.window, span.cu_seqlens);
 }
 
 Tensor cached_attention(const Tensor& q, const Tensor& r, const Tensor& k_cache,

@@ -4,7 +4,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/types.h>
 
 #include <cstdint>
 #include <optional>
@@ -13,12 +13,18 @@
 
 namespace parallax::nn {
 
+struct AttentionSpan {
+  std::optional<int64_t> window;            ///< as in parallax::AttentionOptions
+  std::optional<torch::Tensor> cu_seqlens;  ///< int32 [B + 1]: boundaries of packed sequences
+};
+
 /// Causal attention of whole sequences, out_i = E_p[v] - Cov_p(v, k) r_i (attention.h), with scale
 /// D^-1/2 on q.k:
 ///   q, r [B, T, Hq, D]   k, v [B, T, Hkv, D]   one dtype   ->  out [B, T, Hq, D]
-/// Differentiable once with respect to q, r, k and v. `window` as in AttentionOptions.
+/// or, with cu_seqlens, packed: [N, Hq, D] and [N, Hkv, D].
+/// Differentiable once with respect to q, r, k and v.
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& r, const torch::Tensor& k,
-                        const torch::Tensor& v, std::optional<int64_t> window);
+                        const torch::Tensor& v, const AttentionSpan& span);
 
 /// The same for the newest tokens of each sequence against a cache that already holds their keys:
 ///   q, r [N, Hq, D] packed as step says   k_cache, v_cache [B, capacity, Hkv, D]  ->  [N, Hq, D]

@@ -21,9 +21,10 @@ Tensor BlockImpl::add_mlp(const Tensor& x) {
   return x + mlp_(post_attention_layernorm_(x).to(x.scalar_type()));
 }
 
-Tensor BlockImpl::forward(const Tensor& x_BTC, const RotaryTables& rope) {
-  const Tensor normed = input_layernorm_(x_BTC).to(x_BTC.scalar_type());
-  return add_mlp(x_BTC + mixer_->forward(normed, rope));
+Tensor BlockImpl::forward(const Tensor& x, const RotaryTables& rope,
+                          const std::optional<Tensor>& cu_seqlens) {
+  const Tensor normed = input_layernorm_(x).to(x.scalar_type());
+  return add_mlp(x + mixer_->forward(normed, rope, cu_seqlens));
 }
 
 Tensor BlockImpl::decode(const Tensor& x_NC, const RotaryTables& rope, const DecodeStep& step,

@@ -2,7 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
 
 #include <memory>
 
@@ -18,7 +19,9 @@ class BlockImpl : public torch::nn::Module {
  public:
   explicit BlockImpl(const MixerOptions& options);
 
-  torch::Tensor forward(const torch::Tensor& x_BTC, const RotaryTables& rope);
+  /// x and cu_seqlens as in TokenMixer::forward.
+  torch::Tensor forward(const torch::Tensor& x, const RotaryTables& rope,
+                        const std::optional<torch::Tensor>& cu_seqlens);
   /// For new tokens x [N, C] against the mixer's cache, which it extends.
   torch::Tensor decode(const torch::Tensor& x_NC, const RotaryTables& rope, const DecodeStep& step,
                        MixerCache& cache);
@@ -33,9 +36,9 @@ class BlockImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Block);
 
-/// block(x, rope), keeping only x: the backward pass computes the layer a second time. The same
-/// bits as without, gradients included, whatever autocast was set to in the forward pass.
-torch::Tensor checkpointed(const Block& block, const torch::Tensor& x_BTC,
-                           const RotaryTables& rope);
+/// block(x, rope, cu_seqlens), keeping only x: the backward pass computes the layer a second time.
+/// The same bits as without, gradients included, whatever autocast was set to in the forward pass.
+torch::Tensor checkpointed(const Block& block, const torch::Tensor& x, const RotaryTables& rope,
+                           const std::optional<torch::Tensor>& cu_seqlens);
 
 }  // namespace parallax::nn

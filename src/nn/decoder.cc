@@ -66,13 +66,30 @@ Tensor DecoderImpl::embed(const Tensor& tokens) const {
 
 Tensor DecoderImpl::hidden(const Tensor& tokens_BT) {
   PLX_CHECK(tokens_BT.dim() == 2, "tokens must be [batch, time], got shape ", tokens_BT.sizes());
-  const auto positions = torch::arange(tokens_BT.size(1), tokens_BT.options());
+  return run_layers(tokens_BT, torch::arange(tokens_BT.size(1), tokens_BT.options()), std::nullopt);
+}
+
+Tensor DecoderImpl::hidden(const Tensor& tokens_N, const Tensor& cu_seqlens) {
+  PLX_CHECK(tokens_N.dim() == 1, "packed tokens must be [total], got shape ", tokens_N.sizes());
+  const int64_t total = tokens_N.size(0);
+  PLX_CHECK(
+      cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == torch::kInt32 && cu_seqlens.numel() > 0,
+      "cu_seqlens must be int32 [B + 1], got ", cu_seqlens.scalar_type(), " ", cu_seqlens.sizes());
+  const Tensor lengths = cu_seqlens.diff().to(torch::kInt64);
+  PLX_CHECK(cu_seqlens[0].item<int32_t>() == 0 && cu_seqlens[-1].item<int32_t>() == total &&
+                lengths.ge(0).all().item<bool>(),
+            "cu_seqlens must rise from 0 to ", total, ", the number of tokens, got ", cu_seqlens);
+  const Tensor starts = cu_seqlens.slice(0, 0, -1).to(torch::kInt64).repeat_interleave(lengths);
+  return run_layers(tokens_N, torch::arange(total, tokens_N.options()) - starts, cu_seqlens);
+}
+
+Tensor DecoderImpl::run_layers(const Tensor& tokens, const Tensor& positions,
+                               const std::optional<Tensor>& cu_seqlens) {
   const auto rope = rotary_tables(positions, config_.head_dim, config_.rope_theta);
-  Tensor x = embed(tokens_BT);
-  for (Block& block : model_->blocks) {
-    x = activation_checkpointing_ && torch::GradMode::is_enabled() ? checkpointed(block, x, rope)
-                                                                   : block(x, rope);
-  }
+  const bool recompute = activation_checkpointing_ && torch::GradMode::is_enabled();
+  Tensor x = embed(tokens);
+  for (Block& block : model_->blocks)
+    x = recompute ? checkpointed(block, x, rope, cu_seqlens) : block(x, rope, cu_seqlens);
   return model_->norm(x).to(x.scalar_type());
 }
 

@@ -5,7 +5,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/nn/module.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/pimpl.h>
 
 #include <cstdint>
 #include <memory>
@@ -58,6 +60,10 @@ class DecoderImpl : public torch::nn::Module {
   /// Final-norm hidden states [B, T, C] of tokens int64 [B, T]; every sequence starts at position
   /// 0.
   torch::Tensor hidden(const torch::Tensor& tokens_BT);
+  /// The same for sequences of any lengths packed one after another: tokens int64 [N] and their
+  /// boundaries cu_seqlens (int32 [B + 1], from 0 to N, not decreasing) -> [N, C]. No sequence sees
+  /// another.
+  torch::Tensor hidden(const torch::Tensor& tokens_N, const torch::Tensor& cu_seqlens);
   /// Logits [.., V] of hidden states [.., C].
   torch::Tensor logits(const torch::Tensor& hidden);
   torch::Tensor forward(const torch::Tensor& tokens_BT) { return logits(hidden(tokens_BT)); }
@@ -81,6 +87,8 @@ class DecoderImpl : public torch::nn::Module {
 
  private:
   torch::Tensor embed(const torch::Tensor& tokens) const;
+  torch::Tensor run_layers(const torch::Tensor& tokens, const torch::Tensor& positions,
+                           const std::optional<torch::Tensor>& cu_seqlens);
 
   ModelConfig config_;
   internal::Model model_{nullptr};

@@ -7,6 +7,7 @@
 #include "nn/loss.h"
 
 #include <ATen/autocast_mode.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 

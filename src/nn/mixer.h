@@ -4,10 +4,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include <torch/torch.h>
+#include <torch/nn/module.h>
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 namespace parallax::nn {
 
@@ -33,8 +34,10 @@ class MixerCache {
 
 class TokenMixer : public torch::nn::Module {
  public:
-  /// x [B, T, C] -> [B, T, C], causal. Trainable.
-  virtual torch::Tensor forward(const torch::Tensor& x_BTC, const RotaryTables& rope) = 0;
+  /// Causal, trainable: x [B, T, C], or sequences packed one after another as x [N, C] with their
+  /// boundaries cu_seqlens (int32 [B + 1], from 0 to N) -> the shape of x.
+  virtual torch::Tensor forward(const torch::Tensor& x, const RotaryTables& rope,
+                                const std::optional<torch::Tensor>& cu_seqlens) = 0;
 
   virtual std::unique_ptr<MixerCache> make_cache(int64_t batch_size, int64_t capacity,
                                                  torch::TensorOptions options) const = 0;

@@ -111,6 +111,27 @@ TEST_P(CachedLogits, AreAsGoodAsUncachedOnesInBFloat16) {
   }
 }
 
+/// The case at its full size: 2,000 tokens, the longest sequence a prefill and 1,500 steps.
+TEST(CachedLogitsSlow, OfTwoThousandTokensEqualUncachedOnesInFloat16) {
+  const torch::NoGradGuard no_grad;
+  nn::Decoder model = make_model("parallax");
+  std::vector<torch::Tensor> tokens;
+  for (const int64_t length : {2000, 1731, 1210, 500})
+    tokens.push_back(torch::randint(257, {length}, torch::kInt64));
+  const auto exact = uncached(model, tokens);
+  model->to(torch::kFloat16);
+  const auto plain = uncached(model, tokens), result = cached(model, tokens, 500);
+  for (size_t b = 0; b < tokens.size(); ++b) {
+    const Difference difference = compare(result[b], plain[b]);
+    EXPECT_LT(difference.rms, 2e-3) << "sequence " << b;
+    const Difference bound = compare(plain[b], exact[b]), error = compare(result[b], exact[b]);
+    EXPECT_LT(error.max, 2 * bound.max) << "sequence " << b;
+    std::printf(
+        "[          ] sequence %zu: rms %.2e, max %.2e; from float32 %.2e (uncached %.2e)\n", b,
+        difference.rms, difference.max, error.max, bound.max);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Mixers, CachedLogits, testing::Values("parallax", "softmax"),
                          [](const auto& test) { return test.param; });
 

@@ -7,8 +7,8 @@
 namespace parallax::generate {
 namespace {
 
-constexpr int32_t kEos = 256;
-const std::vector<int32_t> kEosTokens = {kEos};
+constexpr int32_t kEndToken = 256;
+const std::vector<int32_t> kEosTokens = {kEndToken};
 
 struct Shown {
   std::vector<std::string> pieces;
@@ -23,7 +23,7 @@ Shown feed(Request request, const std::string& bytes, bool then_eos = false,
   Shown shown;
   std::vector<int32_t> tokens;
   for (const char byte : bytes) tokens.push_back(static_cast<unsigned char>(byte));
-  if (then_eos) tokens.push_back(kEos);
+  if (then_eos) tokens.push_back(kEndToken);
   for (const int32_t token : tokens) {
     if (sequence.finished()) break;
     std::vector<float> logits(257, 0.f);
@@ -79,7 +79,7 @@ TEST(Sequence, ASpecialTokenHasNoText) {
   const Shown shown = feed({.ignore_eos = true}, "a", true, 2);
   EXPECT_EQ(shown.completion.text, "a");
   EXPECT_EQ(shown.completion.finish_reason, FinishReason::kMaxTokens);
-  EXPECT_EQ(shown.completion.tokens, (std::vector<int32_t>{'a', kEos}));
+  EXPECT_EQ(shown.completion.tokens, (std::vector<int32_t>{'a', kEndToken}));
 }
 
 TEST(Sequence, LogProbabilitiesComeOnRequest) {

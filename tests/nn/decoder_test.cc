@@ -171,6 +171,42 @@ TEST(Decoder, TokensOutOfRangeAreNamed) {
   EXPECT_THROW(model->hidden(torch::zeros({3}, torch::kInt64)), Error);
 }
 
+TEST(Decoder, BoundariesThatDoNotCoverThePackedTokensAreNamed) {
+  Decoder model = make_model(small_config("parallax"));
+  const Tensor tokens = random_tokens(model->config(), {6});
+  for (const auto& wrong : std::vector<std::vector<int32_t>>{{0, 5}, {1, 6}, {0, 4, 3, 6}, {6}}) {
+    const Tensor cu_seqlens = torch::tensor(wrong, torch::kInt32);
+    test::expect_error([&] { model->hidden(tokens, cu_seqlens); }, {"rise from 0 to 6"});
+  }
+  test::expect_error([&] { model->hidden(tokens, torch::tensor({0, 6}, torch::kInt64)); },
+                     {"int32 [B + 1]"});
+  test::expect_error(
+      [&] { model->hidden(tokens.unsqueeze(0), torch::tensor({0, 6}, torch::kInt32)); },
+      {"packed tokens must be [total]"});
+}
+
+/// The layer case of the acceptance suite: 4 layers, 4 sequences of 1024 tokens, 4 heads, bfloat16.
+TEST(Decoder, PackedSequencesEqualABatchOfTheSameTokensInBFloat16) {
+  for (const int64_t head_dim : {64, 128}) {
+    ModelConfig config = small_config("parallax");
+    config.num_hidden_layers = 4;
+    config.hidden_size = config.intermediate_size = 4 * head_dim;
+    config.num_attention_heads = config.num_key_value_heads = 4;
+    config.head_dim = head_dim;
+    config.initializer_range = 0.05;
+    Decoder model = make_model(config, torch::kBFloat16);
+    const Tensor tokens = random_tokens(config, {4, 1024});
+    const Tensor cu_seqlens = torch::arange(0, 4097, 1024, torch::kInt32);
+    const Tensor dense = model->hidden(tokens).flatten(0, 1);
+    const Tensor packed = model->hidden(tokens.flatten(), cu_seqlens);
+    const double rms = (dense - packed).to(torch::kFloat64).square().mean().sqrt().item<double>();
+    EXPECT_LE(rms / dense.to(torch::kFloat64).square().mean().sqrt().item<double>(), 1e-3);
+    packed.square().sum().backward();
+    for (const auto& item : model->named_parameters())
+      EXPECT_TRUE(item.value().grad().isfinite().all().item<bool>()) << item.key();
+  }
+}
+
 TEST(Decoder, AFullCacheIsAnErrorAndStaysAsItWas) {
   Decoder model = make_model(small_config("parallax"));
   DecoderCache cache = model->make_cache(2, 4);

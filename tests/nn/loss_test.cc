@@ -5,6 +5,8 @@
 #include <ATen/autocast_mode.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <torch/autograd.h>
+#include <torch/nn/functional/loss.h>
 
 #include "parallax/error.h"
 #include "support/temp_folder.h"

@@ -2,6 +2,7 @@
 // is tested by being in the registry.
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
+#include <torch/autograd.h>
 
 #include "nn/checkpoint.h"
 #include "nn/mixers/registry.h"
@@ -93,6 +94,30 @@ TEST_P(MixerConformance, PrefillAndDecodeOfRaggedBatchesEqualTheFullForward) {
   const Tensor full = model->hidden(tokens);
   for (const auto& prefill : std::vector<std::vector<int64_t>>{{19, 19, 19, 19}, {1, 19, 7, 12}}) {
     EXPECT_LE(max_difference(full, decode_all(model, tokens, prefill)), 1e-12);
+  }
+}
+
+TEST_P(MixerConformance, PackedSequencesEqualSeparateOnes) {
+  Decoder model = make_model(config_);
+  const std::vector<int64_t> lengths = {9, 0, 1, 14};
+  const Tensor tokens = random_tokens(config_, {24});
+  const Tensor weights = torch::randn({24, config_.hidden_size}, torch::kFloat64);
+  const auto gradients = [&](const Tensor& hidden_NC) {
+    return torch::autograd::grad({(hidden_NC * weights).sum()}, model->parameters());
+  };
+  std::vector<Tensor> separate;
+  for (const Tensor& sequence : tokens.split_with_sizes(lengths))
+    if (sequence.numel() > 0) separate.push_back(model->hidden(sequence.unsqueeze(0))[0]);
+  const Tensor expected = torch::cat(separate);
+  const auto expected_gradients = gradients(expected);
+  for (const bool checkpointing : {false, true}) {
+    model->set_activation_checkpointing(checkpointing);
+    const Tensor packed = model->hidden(tokens, torch::tensor({0, 9, 9, 10, 24}, torch::kInt32));
+    EXPECT_LE(max_difference(packed, expected), 1e-12);
+    const auto packed_gradients = gradients(packed);
+    for (size_t i = 0; i < packed_gradients.size(); ++i)
+      EXPECT_LE(max_difference(packed_gradients[i], expected_gradients[i]), 1e-10)
+          << model->named_parameters().keys()[i];
   }
 }
 

@@ -61,14 +61,13 @@ SoftmaxMixer::Projected SoftmaxMixer::project(const Tensor& x, const RotaryTable
           .v = heads(v_proj_, x).to(dtype)};
 }
 
-Tensor SoftmaxMixer::forward(const Tensor& x_BTC, const RotaryTables& rope) {
-  const auto [q, k, v] = project(x_BTC, rope);
-  const Tensor r = probe(x_BTC, rope);
-  Tensor out;
+Tensor SoftmaxMixer::forward(const Tensor& x, const RotaryTables& rope,
+                             const std::optional<Tensor>& cu_seqlens) {
+  const auto [q, k, v] = project(x, rope);
+  Tensor r = probe(x, rope), out;
+  if (!r.defined() && (cu_seqlens || config_.sliding_window)) r = torch::zeros_like(q);
   if (r.defined()) {
-    out = attention(q, r, k, v, config_.sliding_window);
-  } else if (config_.sliding_window) {
-    out = attention(q, torch::zeros_like(q), k, v, config_.sliding_window);
+    out = attention(q, r, k, v, {.window = config_.sliding_window, .cu_seqlens = cu_seqlens});
   } else {
     out = at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
                                            /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true,

@@ -9,14 +9,15 @@
 
 namespace parallax::nn {
 
-/// Training uses Torch's scaled_dot_product_attention. Cached decoding, and training with a sliding
-/// window (for which Torch would need a T x T mask), use the Parallax ops with a zero probe, which
-/// is softmax attention exactly.
+/// Training uses Torch's scaled_dot_product_attention. Cached decoding, and training on packed
+/// sequences or with a sliding window (for which Torch would need a T x T mask), use the Parallax
+/// ops with a zero probe, which is softmax attention exactly.
 class SoftmaxMixer : public TokenMixer {
  public:
   explicit SoftmaxMixer(const MixerOptions& options);
 
-  torch::Tensor forward(const torch::Tensor& x_BTC, const RotaryTables& rope) override;
+  torch::Tensor forward(const torch::Tensor& x, const RotaryTables& rope,
+                        const std::optional<torch::Tensor>& cu_seqlens) override;
   std::unique_ptr<MixerCache> make_cache(int64_t batch_size, int64_t capacity,
                                          torch::TensorOptions options) const override;
   torch::Tensor decode(const torch::Tensor& x_NC, const RotaryTables& rope, const DecodeStep& step,
