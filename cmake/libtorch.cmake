@@ -37,4 +37,7 @@ set(CMAKE_BUILD_RPATH ${torch_root}/lib)
 file(WRITE ${PROJECT_BINARY_DIR}/torch_pch.cc "")
 add_library(plx_torch_pch OBJECT ${PROJECT_BINARY_DIR}/torch_pch.cc)
 target_link_libraries(plx_torch_pch PUBLIC plx_libtorch)
-target_precompile_headers(plx_torch_pch PRIVATE <torch/torch.h>)
+# Not torch/torch.h, which brings every layer, optimizer and data loader: 5.0 s for an empty unit
+# instead of 3.4 s.
+target_precompile_headers(plx_torch_pch PRIVATE
+  <torch/types.h> <torch/autograd.h> <torch/nn/module.h> <torch/nn/modules/container/modulelist.h>)

@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <torch/optim/adamw.h>
+
 #include "optim/optimizer.h"
 
 namespace parallax::optim {

@@ -3,6 +3,7 @@
 #include "train/step.h"
 
 #include <ATen/autocast_mode.h>
+#include <torch/nn/utils/clip_grad.h>
 
 #include <algorithm>
 #include <cmath>

@@ -3,6 +3,7 @@
 #include "train/trainer.h"
 
 #include <ATen/Parallel.h>
+#include <torch/cuda.h>
 
 #include <algorithm>
 #include <chrono>

@@ -16,7 +16,7 @@ namespace {
 
 constexpr uint64_t kNumSequences = 2000;
 
-TEST(InContextRecall, alternatesKeysAndValuesOfFixedPairs) {
+TEST(InContextRecall, AlternatesKeysAndValuesOfFixedPairs) {
   for (uint64_t idx = 0; idx < 200; ++idx) {
     const auto sequence = in_context_recall({.vocab_size = 16, .length = 128, .seed = 3}, idx);
     ASSERT_EQ(sequence.tokens.size(), 128U);
@@ -30,7 +30,7 @@ TEST(InContextRecall, alternatesKeysAndValuesOfFixedPairs) {
   }
 }
 
-TEST(InContextRecall, marksExactlyTheKeysSeenBefore) {
+TEST(InContextRecall, MarksExactlyTheKeysSeenBefore) {
   for (uint64_t idx = 0; idx < 200; ++idx) {
     const auto sequence = in_context_recall({.length = 64, .seed = 4}, idx);
     std::set<int64_t> seen;
@@ -43,7 +43,7 @@ TEST(InContextRecall, marksExactlyTheKeysSeenBefore) {
   }
 }
 
-TEST(InContextRecall, aLookUpTableAnswersEveryMarkedPosition) {
+TEST(InContextRecall, ALookUpTableAnswersEveryMarkedPosition) {
   for (uint64_t idx = 0; idx < 200; ++idx) {
     const auto sequence = in_context_recall({.vocab_size = 32, .seed = 5}, idx);
     std::map<int64_t, int64_t> table;
@@ -57,7 +57,7 @@ TEST(InContextRecall, aLookUpTableAnswersEveryMarkedPosition) {
   }
 }
 
-TEST(InContextRecall, drawsKeysAndValuesUniformly) {
+TEST(InContextRecall, DrawsKeysAndValuesUniformly) {
   std::vector<double> keys(8), first_values(8), probes(8);
   double num_keys = 0, num_first_values = 0;
   for (uint64_t idx = 0; idx < kNumSequences; ++idx) {
@@ -78,7 +78,7 @@ TEST(InContextRecall, drawsKeysAndValuesUniformly) {
   expect_uniform(probes, static_cast<double>(kNumSequences));
 }
 
-TEST(InContextRecall, isAFunctionOfSeedAndIndex) {
+TEST(InContextRecall, IsAFunctionOfSeedAndIndex) {
   const auto tokens = [](uint64_t seed, uint64_t idx) {
     return in_context_recall({.seed = seed}, idx).tokens;
   };
@@ -89,20 +89,20 @@ TEST(InContextRecall, isAFunctionOfSeedAndIndex) {
   EXPECT_EQ(different.size(), 900U);
 }
 
-TEST(InContextRecall, isTheSameOnEveryMachine) {
+TEST(InContextRecall, IsTheSameOnEveryMachine) {
   const auto sequence = in_context_recall({.vocab_size = 16, .length = 16, .seed = 1}, 0);
   EXPECT_EQ(sequence.tokens,
             (std::vector<int64_t>{2, 8, 7, 10, 0, 9, 5, 9, 3, 10, 5, 9, 1, 12, 7, 10}));
 }
 
-TEST(InContextRecall, refusesOptionsOutOfRange) {
+TEST(InContextRecall, RefusesOptionsOutOfRange) {
   EXPECT_THROW(in_context_recall({.vocab_size = 15}, 0), Error);
   EXPECT_THROW(in_context_recall({.vocab_size = 0}, 0), Error);
   EXPECT_THROW(in_context_recall({.length = 127}, 0), Error);
   EXPECT_THROW(in_context_recall({.length = 2}, 0), Error);
 }
 
-TEST(Random, staysBelowItsBoundAndReachesEveryValue) {
+TEST(Random, StaysBelowItsBoundAndReachesEveryValue) {
   Random random(1, 2);
   std::set<uint64_t> values;
   for (int i = 0; i < 1000; ++i) values.insert(random.below(7));

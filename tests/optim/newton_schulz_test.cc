@@ -27,7 +27,7 @@ torch::Tensor random_matrix(int64_t num_rows, int64_t num_cols, torch::ScalarTyp
 
 double max_abs(const torch::Tensor& tensor) { return tensor.abs().max().item<double>(); }
 
-TEST(NewtonSchulz, appliesThePolynomialsToTheSingularValues) {
+TEST(NewtonSchulz, AppliesThePolynomialsToTheSingularValues) {
   for (const auto set : kSets)
     for (const auto& [num_rows, num_cols] : {std::pair{24, 40}, {40, 24}, {32, 32}}) {
       const NewtonSchulzOptions options{.set = set, .dtype = torch::kFloat64};
@@ -42,7 +42,7 @@ TEST(NewtonSchulz, appliesThePolynomialsToTheSingularValues) {
     }
 }
 
-TEST(NewtonSchulz, bringsSingularValuesIntoTheStatedRanges) {
+TEST(NewtonSchulz, BringsSingularValuesIntoTheStatedRanges) {
   const auto range = [](const NewtonSchulzOptions& options) {
     double low = 1e9, high = -1e9;
     for (double sigma = 0.01; sigma <= 1; sigma += 1e-4) {
@@ -65,7 +65,7 @@ TEST(NewtonSchulz, bringsSingularValuesIntoTheStatedRanges) {
   }
 }
 
-TEST(NewtonSchulz, doesNotDependOnTheScaleOfTheInput) {
+TEST(NewtonSchulz, DoesNotDependOnTheScaleOfTheInput) {
   for (const auto set : kSets)
     for (const auto dtype : {torch::kFloat32, torch::kFloat64}) {
       const NewtonSchulzOptions options{.set = set, .dtype = dtype};
@@ -78,7 +78,7 @@ TEST(NewtonSchulz, doesNotDependOnTheScaleOfTheInput) {
     }
 }
 
-TEST(NewtonSchulz, commutesWithTransposition) {
+TEST(NewtonSchulz, CommutesWithTransposition) {
   for (const auto set : kSets) {
     const NewtonSchulzOptions options{.set = set, .dtype = torch::kFloat64};
     const auto matrix = random_matrix(20, 50, torch::kFloat64);
@@ -87,7 +87,7 @@ TEST(NewtonSchulz, commutesWithTransposition) {
   }
 }
 
-TEST(NewtonSchulz, keepsZeroAndRankDeficientInputsFinite) {
+TEST(NewtonSchulz, KeepsZeroAndRankDeficientInputsFinite) {
   for (const auto set : kSets)
     for (const auto dtype : {torch::kFloat32, torch::kBFloat16}) {
       const NewtonSchulzOptions options{.set = set, .dtype = dtype};
@@ -103,14 +103,14 @@ TEST(NewtonSchulz, keepsZeroAndRankDeficientInputsFinite) {
     }
 }
 
-TEST(NewtonSchulz, inBfloat16StaysWithinTwoPercentOfFloat32) {
+TEST(NewtonSchulz, InBfloat16StaysWithinTwoPercentOfFloat32) {
   const auto matrix = random_matrix(64, 96, torch::kFloat32);
   const auto exact = newton_schulz(matrix);
   const auto rounded = newton_schulz(matrix, {.dtype = torch::kBFloat16}).to(torch::kFloat32);
   EXPECT_LT(((rounded - exact).norm() / exact.norm()).item<double>(), 2e-2);
 }
 
-TEST(NewtonSchulz, refusesWhatIsNotAMatrix) {
+TEST(NewtonSchulz, RefusesWhatIsNotAMatrix) {
   EXPECT_THROW(newton_schulz(torch::zeros({4})), Error);
   EXPECT_THROW(newton_schulz(torch::zeros({4, 4}, torch::kInt64)), Error);
   EXPECT_THROW(parse_newton_schulz_set("quintic"), Error);

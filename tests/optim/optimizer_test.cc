@@ -29,7 +29,7 @@ NamedTensors small_model() {
           {"lm_head.weight", parameter({11, 8}, 5)}};
 }
 
-TEST(Muon, firstStepIsTheOrthogonalisedGradientTimesTheFactor) {
+TEST(Muon, FirstStepIsTheOrthogonalisedGradientTimesTheFactor) {
   for (const auto scaling : {MuonScaling::kOriginal, MuonScaling::kMatchRmsAdamW}) {
     const auto matrix = parameter({12, 8}, 1);
     const auto before = matrix.detach().clone();
@@ -43,7 +43,7 @@ TEST(Muon, firstStepIsTheOrthogonalisedGradientTimesTheFactor) {
   }
 }
 
-TEST(Muon, splitsFusedMatricesBeforeOrthogonalising) {
+TEST(Muon, SplitsFusedMatricesBeforeOrthogonalising) {
   const auto first = parameter({8, 6}, 1), second = parameter({4, 6}, 2);
   const auto fused = torch::cat({first, second}).detach().requires_grad_();
   set_gradients({{"a", first}, {"b", second}}, 7);
@@ -57,13 +57,13 @@ TEST(Muon, splitsFusedMatricesBeforeOrthogonalising) {
   EXPECT_TRUE(torch::equal(fused, torch::cat({first, second})));
 }
 
-TEST(Muon, refusesVectorsAndSplitsThatDoNotFit) {
+TEST(Muon, RefusesVectorsAndSplitsThatDoNotFit) {
   EXPECT_THROW(Muon({{.name = "v", .tensor = torch::zeros({4})}}, {}), Error);
   EXPECT_THROW(Muon({{.name = "w", .tensor = torch::zeros({4, 4}), .row_splits = {2, 3}}}, {}),
                Error);
 }
 
-TEST(Optimizer, zeroGradientsOnlyDecay) {
+TEST(Optimizer, ZeroGradientsOnlyDecay) {
   const auto parameters = small_model();
   std::vector<torch::Tensor> before;
   for (const auto& [name, tensor] : parameters) {
@@ -79,7 +79,7 @@ TEST(Optimizer, zeroGradientsOnlyDecay) {
         << parameters[i].first;
 }
 
-TEST(Optimizer, leavesParametersWithoutGradientAlone) {
+TEST(Optimizer, LeavesParametersWithoutGradientAlone) {
   const auto parameters = small_model();
   std::vector<torch::Tensor> before;
   for (const auto& [name, tensor] : parameters) before.push_back(tensor.detach().clone());
@@ -88,7 +88,7 @@ TEST(Optimizer, leavesParametersWithoutGradientAlone) {
     EXPECT_TRUE(torch::equal(parameters[i].second, before[i]));
 }
 
-TEST(ParamGroups, muonGetsHiddenMatricesAndAdamwTheRest) {
+TEST(ParamGroups, MuonGetsHiddenMatricesAndAdamwTheRest) {
   const OptimizerOptions options{
       .lr = 1, .weight_decay = 0.1, .embedding_lr_multiplier = 0.3, .norm_lr_multiplier = 0.015};
   const auto plan = plan_parameters(small_model(), options);
@@ -102,7 +102,7 @@ TEST(ParamGroups, muonGetsHiddenMatricesAndAdamwTheRest) {
   }
 }
 
-TEST(ParamGroups, laterRulesWinFieldByField) {
+TEST(ParamGroups, LaterRulesWinFieldByField) {
   const OptimizerOptions options{
       .lr = 1,
       .rules = {{.pattern = "*q_proj*", .algorithm = Algorithm::kAdamW, .lr_multiplier = 0.5},
@@ -115,7 +115,7 @@ TEST(ParamGroups, laterRulesWinFieldByField) {
   EXPECT_EQ(plan[2].weight_decay, 0);
 }
 
-TEST(ParamGroups, refusesRulesThatMatchNothingOrGiveMuonAVector) {
+TEST(ParamGroups, RefusesRulesThatMatchNothingOrGiveMuonAVector) {
   EXPECT_THROW(plan_parameters(small_model(), {.rules = {{.pattern = "*r_proj*"}}}), Error);
   for (const char* pattern : {"*q_norm*", "lm_head.weight"})
     EXPECT_THROW(plan_parameters(small_model(),
@@ -123,7 +123,7 @@ TEST(ParamGroups, refusesRulesThatMatchNothingOrGiveMuonAVector) {
                  Error);
 }
 
-TEST(Optimizer, continuesBitForBitFromItsState) {
+TEST(Optimizer, ContinuesBitForBitFromItsState) {
   const auto run = [](int first_steps, int second_steps) {
     auto parameters = small_model();
     const auto plan = plan_parameters(parameters, {});
@@ -145,7 +145,7 @@ TEST(Optimizer, continuesBitForBitFromItsState) {
     EXPECT_TRUE(torch::equal(whole[i].second, resumed[i].second)) << whole[i].first;
 }
 
-TEST(Optimizer, refusesStateThatDoesNotFit) {
+TEST(Optimizer, RefusesStateThatDoesNotFit) {
   const auto optimizer = make_optimizer(plan_parameters(small_model(), {}), {});
   const auto good = optimizer->state();
   auto missing = good;

@@ -52,7 +52,7 @@ class RecipeTest : public ::testing::Test {
 
 constexpr const char* kRecall = "[data]\nkind = \"in_context_recall\"\n";
 
-TEST_F(RecipeTest, readsEverySection) {
+TEST_F(RecipeTest, ReadsEverySection) {
   const Recipe recipe = load(R"(
 [model]
 vocab_size = 16
@@ -98,7 +98,7 @@ every_steps = 9
   EXPECT_EQ(recipe.logging.every_steps, 9);
 }
 
-TEST_F(RecipeTest, namesLineAndNearestKeyOfAnUnknownOne) {
+TEST_F(RecipeTest, NamesLineAndNearestKeyOfAnUnknownOne) {
   EXPECT_EQ(refusal("[train]\nsteps = 3\nbatchsize = 4\n"),
             "recipe.toml:3: unknown key 'batchsize' in [train]; the nearest known one is "
             "'batch_size'");
@@ -113,7 +113,7 @@ TEST_F(RecipeTest, namesLineAndNearestKeyOfAnUnknownOne) {
             "'pattern'");
 }
 
-TEST_F(RecipeTest, namesLineAndTypeOfAWrongValue) {
+TEST_F(RecipeTest, NamesLineAndTypeOfAWrongValue) {
   EXPECT_EQ(refusal("[train]\nsteps = 3.5\n"),
             "recipe.toml:2: train.steps is a whole number, given 3.5");
   EXPECT_EQ(refusal("[train]\nsteps = \"many\"\n"),
@@ -129,7 +129,7 @@ TEST_F(RecipeTest, namesLineAndTypeOfAWrongValue) {
             "recipe.toml:2: model.mixers is a text in quotes, given 1");
 }
 
-TEST_F(RecipeTest, namesLineAndRangeOfAValueOutOfIt) {
+TEST_F(RecipeTest, NamesLineAndRangeOfAValueOutOfIt) {
   EXPECT_EQ(refusal("[train]\nsteps = 0\n"),
             "recipe.toml:2: train.steps is 0, it must be 1 or more");
   EXPECT_EQ(refusal("[schedule]\ndecay_ratio = 1.5\n"),
@@ -140,7 +140,7 @@ TEST_F(RecipeTest, namesLineAndRangeOfAValueOutOfIt) {
             "recipe.toml:3: optimizer.name is 'sgd', it must be one of muon, adamw");
 }
 
-TEST_F(RecipeTest, refusesWhatWouldOverflowInsideTheOptimizer) {
+TEST_F(RecipeTest, RefusesWhatWouldOverflowInsideTheOptimizer) {
   const auto message = [&](const std::string& setting) { return refusal(kRecall, {setting}); };
   EXPECT_NE(message("optimizer.lr=1e38").find("optimizer.lr is 1e+38, it must be 1000 or less"),
             std::string::npos);
@@ -157,7 +157,7 @@ TEST_F(RecipeTest, refusesWhatWouldOverflowInsideTheOptimizer) {
         << key;
 }
 
-TEST_F(RecipeTest, refusesSequencesLongerThanTheModelsPositions) {
+TEST_F(RecipeTest, RefusesSequencesLongerThanTheModelsPositions) {
   const std::string model = "[model]\nmax_position_embeddings = 64\n";
   EXPECT_NE(refusal(model + kRecall + "context_length = 65\n")
                 .find("data.context_length 65 exceeds model.max_position_embeddings 64"),
@@ -165,7 +165,7 @@ TEST_F(RecipeTest, refusesSequencesLongerThanTheModelsPositions) {
   EXPECT_EQ(refusal(model + kRecall + "context_length = 64\n"), "(accepted)");
 }
 
-TEST_F(RecipeTest, theListOfSettingsSaysWhatParallaxFieldsMean) {
+TEST_F(RecipeTest, TheListOfSettingsSaysWhatParallaxFieldsMean) {
   std::istringstream text(describe_settings());
   int num_fields = 0;
   for (std::string line; std::getline(text, line);) {
@@ -179,7 +179,7 @@ TEST_F(RecipeTest, theListOfSettingsSaysWhatParallaxFieldsMean) {
   EXPECT_EQ(num_fields, 7);
 }
 
-TEST_F(RecipeTest, theTextDemoReadsWhatMakeDemoPrepares) {
+TEST_F(RecipeTest, TheTextDemoReadsWhatMakeDemoPrepares) {
   for (const char* name : {"demo_text_softmax.toml", "demo_text_parallax.toml"})
     EXPECT_EQ(load_recipe(fs::path(PLX_RECIPES_DIR) / name).data.path, "runs/demo/corpus");
   const std::string demo = io::read_file(fs::path(PLX_RECIPES_DIR) / "../scripts/demo.py");
@@ -187,12 +187,12 @@ TEST_F(RecipeTest, theTextDemoReadsWhatMakeDemoPrepares) {
   EXPECT_NE(demo.find("corpus = output / \"corpus\""), std::string::npos);
 }
 
-TEST_F(RecipeTest, namesTheLineOfASyntaxError) {
+TEST_F(RecipeTest, NamesTheLineOfASyntaxError) {
   EXPECT_EQ(refusal("[train]\nsteps = \n").substr(0, 25), "recipe.toml:2: not TOML: ");
   EXPECT_EQ(refusal("[train]\nsteps = 1\nsteps = 2\n").substr(0, 25), "recipe.toml:3: not TOML: ");
 }
 
-TEST_F(RecipeTest, refusesWhatDoesNotFitTogether) {
+TEST_F(RecipeTest, RefusesWhatDoesNotFitTogether) {
   const std::string recall = kRecall;
   EXPECT_NE(refusal(recall + "[train]\nbatch_size = 6\nmicro_batch_size = 4\n").find("multiple"),
             std::string::npos);
@@ -204,7 +204,7 @@ TEST_F(RecipeTest, refusesWhatDoesNotFitTogether) {
   EXPECT_THROW(load_recipe(folder_ / "absent.toml"), Error);
 }
 
-TEST_F(RecipeTest, baseIsOverriddenKeyByKeyAndThenBySet) {
+TEST_F(RecipeTest, BaseIsOverriddenKeyByKeyAndThenBySet) {
   write("base.toml", std::string(kRecall) + "[train]\nsteps = 5\nbatch_size = 6\nseed = 7\n");
   const Recipe recipe =
       load("base = \"base.toml\"\n[train]\nbatch_size = 8\n",
@@ -216,7 +216,7 @@ TEST_F(RecipeTest, baseIsOverriddenKeyByKeyAndThenBySet) {
   EXPECT_EQ(recipe.model.fields.mixers, std::vector<std::string>{"softmax"});
 }
 
-TEST_F(RecipeTest, refusesBadOverridesAsItDoesFiles) {
+TEST_F(RecipeTest, RefusesBadOverridesAsItDoesFiles) {
   EXPECT_EQ(
       refusal(kRecall, {"train.step=3"}),
       "--set train.step=3:1: unknown key 'step' in [train]; the nearest known one is 'steps'");
@@ -224,7 +224,7 @@ TEST_F(RecipeTest, refusesBadOverridesAsItDoesFiles) {
   EXPECT_NE(refusal(kRecall, {"steps=3"}).find("section.key=value"), std::string::npos);
 }
 
-TEST_F(RecipeTest, warnsAboutSettingsWithoutEffectOnlyWhereTheyAreStated) {
+TEST_F(RecipeTest, WarnsAboutSettingsWithoutEffectOnlyWhereTheyAreStated) {
   EXPECT_TRUE(warnings(load(kRecall)).empty());
   const auto sentences = warnings(load(std::string(kRecall) + R"(path = "x"
 [model]
@@ -249,7 +249,7 @@ every_steps = 5000
                            "model.r_norm_init has no effect: no layer uses the parallax mixer"}));
 }
 
-TEST_F(RecipeTest, differencesNameWhatMayNotChangeAndPassOverWhatMay) {
+TEST_F(RecipeTest, DifferencesNameWhatMayNotChangeAndPassOverWhatMay) {
   const auto saved = to_json(load(kRecall));
   EXPECT_TRUE(differences(saved, to_json(load(std::string(kRecall) +
                                               "[train]\nsteps = 9\n[logging]\nevery_steps = 2\n")))
@@ -266,7 +266,7 @@ TEST_F(RecipeTest, differencesNameWhatMayNotChangeAndPassOverWhatMay) {
                        "[{\"pattern\":\"*\",\"weight_decay\":0.0}] now"}));
 }
 
-TEST_F(RecipeTest, theRecipesOfTheRepositoryLoadWithoutWarnings) {
+TEST_F(RecipeTest, TheRecipesOfTheRepositoryLoadWithoutWarnings) {
   int num_recipes = 0;
   for (const auto& entry : fs::directory_iterator(PLX_RECIPES_DIR)) {
     const std::string name = entry.path().filename().string();
@@ -278,7 +278,7 @@ TEST_F(RecipeTest, theRecipesOfTheRepositoryLoadWithoutWarnings) {
   EXPECT_GE(num_recipes, 6);
 }
 
-TEST_F(RecipeTest, twinsDifferInTheMixerOnly) {
+TEST_F(RecipeTest, TwinsDifferInTheMixerOnly) {
   for (const std::string pair : {"demo_recall_@", "demo_text_@", "qwen3_0p6b_@_muon"}) {
     const auto twin = [&](const std::string& mixer) {
       auto name = pair;

@@ -41,7 +41,7 @@ double relative_error(const torch::Tensor& given, const torch::Tensor& expected)
   return ((given - expected).norm() / expected.norm()).item<double>();
 }
 
-TEST(ComputeGradients, microBatchesAddUpToTheWholeBatch) {
+TEST(ComputeGradients, MicroBatchesAddUpToTheWholeBatch) {
   auto model = tiny_model();
   // Recalled values only: the micro-batches have different numbers of targets.
   const Batch batch = RecallSource(kTask, RecallTargets::kRecalledValues).next(6);
@@ -54,7 +54,7 @@ TEST(ComputeGradients, microBatchesAddUpToTheWholeBatch) {
   }
 }
 
-TEST(ComputeGradients, clipsTheNormOfTheWholeGradient) {
+TEST(ComputeGradients, ClipsTheNormOfTheWholeGradient) {
   auto model = tiny_model();
   const Batch batch = RecallSource(kTask, RecallTargets::kEveryToken).next(4);
   const auto free = compute_gradients(model, batch, {.micro_batch_size = 4});
@@ -65,7 +65,7 @@ TEST(ComputeGradients, clipsTheNormOfTheWholeGradient) {
   EXPECT_NEAR(all_gradients(model).norm().item<double>(), limit, 1e-4 * limit);
 }
 
-TEST(ComputeGradients, inBfloat16StayNearFloat32AndAreStoredInFloat32) {
+TEST(ComputeGradients, InBfloat16StayNearFloat32AndAreStoredInFloat32) {
   auto model = tiny_model();
   const Batch batch = RecallSource(kTask, RecallTargets::kEveryToken).next(8);
   compute_gradients(model, batch, {.micro_batch_size = 8});
@@ -80,7 +80,7 @@ TEST(ComputeGradients, inBfloat16StayNearFloat32AndAreStoredInFloat32) {
   EXPECT_TRUE(std::isfinite(result.loss));
 }
 
-TEST(ComputeGradients, checkpointingChangesNoBit) {
+TEST(ComputeGradients, CheckpointingChangesNoBit) {
   auto model = tiny_model();
   const Batch batch = RecallSource(kTask, RecallTargets::kEveryToken).next(4);
   for (const auto compute : {torch::kFloat32, torch::kBFloat16}) {
@@ -94,7 +94,7 @@ TEST(ComputeGradients, checkpointingChangesNoBit) {
   }
 }
 
-TEST(ComputeGradients, namesTheFirstTensorThatIsNotFinite) {
+TEST(ComputeGradients, NamesTheFirstTensorThatIsNotFinite) {
   auto model = tiny_model();
   const Batch batch = RecallSource(kTask, RecallTargets::kEveryToken).next(4);
   EXPECT_EQ(compute_gradients(model, batch, {.micro_batch_size = 4}).first_bad, std::nullopt);
@@ -105,14 +105,14 @@ TEST(ComputeGradients, namesTheFirstTensorThatIsNotFinite) {
             "the gradient of model.layers.0.mlp.up_proj.weight");
 }
 
-TEST(ComputeGradients, refusesABatchWithoutTargets) {
+TEST(ComputeGradients, RefusesABatchWithoutTargets) {
   auto model = tiny_model();
   Batch batch = RecallSource(kTask, RecallTargets::kEveryToken).next(2);
   batch.targets_BT.fill_(kIgnoreIndex);
   EXPECT_THROW(compute_gradients(model, batch, {.micro_batch_size = 2}), Error);
 }
 
-TEST(Evaluate, aUniformModelHasTheLossOfGuessing) {
+TEST(Evaluate, AUniformModelHasTheLossOfGuessing) {
   auto model = tiny_model();
   {
     torch::NoGradGuard no_grad;
@@ -132,7 +132,7 @@ TEST(Evaluate, aUniformModelHasTheLossOfGuessing) {
   EXPECT_NEAR(to_json(result).at("validation_perplexity").get<double>(), 16, 1e-4);
 }
 
-TEST(RecallSource, targetsAreTheNextTokensOfTheSameSequences) {
+TEST(RecallSource, TargetsAreTheNextTokensOfTheSameSequences) {
   RecallSource every(kTask, RecallTargets::kEveryToken);
   RecallSource recalled(kTask, RecallTargets::kRecalledValues);
   const Batch all = every.next(3), some = recalled.next(3);
@@ -146,7 +146,7 @@ TEST(RecallSource, targetsAreTheNextTokensOfTheSameSequences) {
   EXPECT_TRUE(counted.select(1, 14).all().item<bool>()) << "the probe counts";
 }
 
-TEST(RecallSource, continuesFromItsStateAndRefusesAnother) {
+TEST(RecallSource, ContinuesFromItsStateAndRefusesAnother) {
   RecallSource source(kTask, RecallTargets::kEveryToken);
   source.next(3);
   const auto state = source.state();

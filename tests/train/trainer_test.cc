@@ -34,7 +34,7 @@ struct ResumeCase {
 
 class ResumeTest : public TrainerTest, public ::testing::WithParamInterface<ResumeCase> {};
 
-TEST_P(ResumeTest, twentyStepsEqualTenAndTenMoreBitForBit) {
+TEST_P(ResumeTest, TwentyStepsEqualTenAndTenMoreBitForBit) {
   const auto& settings = GetParam().settings;
   train("whole", settings);
   RunOptions half = options("parts");
@@ -64,13 +64,13 @@ INSTANTIATE_TEST_SUITE_P(
                                   "schedule.kind=cosine"}}),
     [](const auto& instance) { return instance.param.name; });
 
-TEST_F(TrainerTest, lossFalls) {
+TEST_F(TrainerTest, LossFalls) {
   train("run", {"train.steps=40"});
   const auto values = losses("run");
   EXPECT_LT(values.back(), values.front() - 0.3);
 }
 
-TEST_F(TrainerTest, lossesStayWhatTheyWere) {
+TEST_F(TrainerTest, LossesStayWhatTheyWere) {
   // Rounding alone, the order of sums in micro-batches, moves a loss by this much; other machines'
   // kernels may move it ten times as far.
   train("whole", {"train.steps=6"});
@@ -86,7 +86,7 @@ TEST_F(TrainerTest, lossesStayWhatTheyWere) {
   }
 }
 
-TEST_F(TrainerTest, twinsStartFromTheSameValuesAndSeeTheSameData) {
+TEST_F(TrainerTest, TwinsStartFromTheSameValuesAndSeeTheSameData) {
   Trainer softmax(recipe({"model.mixers=softmax"}), options("softmax"));
   Trainer parallax_twin(recipe({"model.r_norm_init=0"}), options("parallax"));
   const auto shared = softmax.model()->named_parameters();
@@ -101,7 +101,7 @@ TEST_F(TrainerTest, twinsStartFromTheSameValuesAndSeeTheSameData) {
   EXPECT_NE(losses("softmax")[5], losses("parallax")[5]);
 }
 
-TEST_F(TrainerTest, embeddingInitStdSpreadsTheEmbeddingOnly) {
+TEST_F(TrainerTest, EmbeddingInitStdSpreadsTheEmbeddingOnly) {
   Trainer plain(recipe(), options("plain"));
   Trainer spread(recipe({"train.embedding_init_std=0.5"}), options("spread"));
   const auto before = plain.model()->named_parameters(), after = spread.model()->named_parameters();
@@ -112,7 +112,7 @@ TEST_F(TrainerTest, embeddingInitStdSpreadsTheEmbeddingOnly) {
   }
 }
 
-TEST_F(TrainerTest, anInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
+TEST_F(TrainerTest, AnInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
   RunOptions reference = options("reference");
   reference.stop_at = 4;
   Trainer(recipe(), reference).run();
@@ -139,7 +139,7 @@ TEST_F(TrainerTest, anInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
   EXPECT_EQ(losses("run"), losses("whole"));
 }
 
-TEST_F(TrainerTest, weightsThatAreNotFiniteAreNeverSaved) {
+TEST_F(TrainerTest, WeightsThatAreNotFiniteAreNeverSaved) {
   RunOptions first = options("run");
   first.stop_at = 2;
   Trainer(recipe(), first).run();
@@ -180,7 +180,7 @@ optim::NamedTensors named_parameters(const nn::Decoder& model) {
 
 constexpr const char* kPoisoned = "model.layers.1.mlp.down_proj.weight";
 
-TEST_F(TrainerTest, aWeightThatAStepMadeNaNIsNeverSaved) {
+TEST_F(TrainerTest, AWeightThatAStepMadeNaNIsNeverSaved) {
   Trainer trainer(recipe({"checkpoint.every_steps=1"}), options("run"));
   poison(trainer, kPoisoned, 5, std::numeric_limits<float>::quiet_NaN());
   const std::string message = message_of([&] { trainer.run(); });
@@ -197,7 +197,7 @@ TEST_F(TrainerTest, aWeightThatAStepMadeNaNIsNeverSaved) {
   EXPECT_EQ(losses("run"), losses("whole"));
 }
 
-TEST_F(TrainerTest, theMessageIsTrueWhereNoCheckpointIsLeft) {
+TEST_F(TrainerTest, TheMessageIsTrueWhereNoCheckpointIsLeft) {
   Trainer trainer(recipe(), options("run"));
   poison(trainer, kPoisoned, 3, std::numeric_limits<float>::infinity());
   const std::string message = message_of([&] { trainer.run(); });
@@ -205,7 +205,7 @@ TEST_F(TrainerTest, theMessageIsTrueWhereNoCheckpointIsLeft) {
   EXPECT_FALSE(fs::exists(folder_ / "run/latest"));
 }
 
-TEST_F(TrainerTest, aWeightThatRunsAwayStopsTheRunWhileItsStateIsFinite) {
+TEST_F(TrainerTest, AWeightThatRunsAwayStopsTheRunWhileItsStateIsFinite) {
   Trainer trainer(recipe(), options("run"));
   poison(trainer, kPoisoned, 5, 1e16F);
   const std::string message = message_of([&] { trainer.run(); });
@@ -223,7 +223,7 @@ TEST_F(TrainerTest, aWeightThatRunsAwayStopsTheRunWhileItsStateIsFinite) {
   EXPECT_NE(message_of([&] { resume("run"); }).find(std::string(kPoisoned)), std::string::npos);
 }
 
-TEST_F(TrainerTest, aGradientTooLargeForTheOptimizerStopsTheRunBeforeTheStep) {
+TEST_F(TrainerTest, AGradientTooLargeForTheOptimizerStopsTheRunBeforeTheStep) {
   for (const auto& [clip_norm, stops] : {std::pair{"0", true}, std::pair{"1", false}}) {
     const std::string output = std::string("clip_") + clip_norm;
     Trainer trainer(recipe({std::string("train.clip_norm=") + clip_norm}), options(output));
@@ -237,7 +237,7 @@ TEST_F(TrainerTest, aGradientTooLargeForTheOptimizerStopsTheRunBeforeTheStep) {
   }
 }
 
-TEST_F(TrainerTest, aStepFromTheLargestNumbersAllowedOverflowsNothing) {
+TEST_F(TrainerTest, AStepFromTheLargestNumbersAllowedOverflowsNothing) {
   const std::vector<std::string> extremes = {
       "optimizer.lr=1000",   "optimizer.embedding_lr_multiplier=1000",
       "optimizer.eps=1e-15", "optimizer.norm_lr_multiplier=1000",
@@ -269,7 +269,7 @@ TEST_F(TrainerTest, aStepFromTheLargestNumbersAllowedOverflowsNothing) {
   }
 }
 
-TEST_F(TrainerTest, aCheckpointWithATensorThatIsNotFiniteIsRefused) {
+TEST_F(TrainerTest, ACheckpointWithATensorThatIsNotFiniteIsRefused) {
   torch::manual_seed(1);
   nn::Decoder model(recipe().model.fields);
   const auto options = optimizer_options(recipe({"optimizer.name=adamw"}).optimizer);
@@ -285,7 +285,7 @@ TEST_F(TrainerTest, aCheckpointWithATensorThatIsNotFiniteIsRefused) {
   EXPECT_EQ(store.latest(), std::nullopt);
 }
 
-TEST_F(TrainerTest, aBatchThatCannotBeReadStopsTheRunWithTheStateBeforeIt) {
+TEST_F(TrainerTest, ABatchThatCannotBeReadStopsTheRunWithTheStateBeforeIt) {
   const fs::path tokens = folder_ / "tokens";
   const auto tokenizer = text::make_byte_tokenizer();
   io::TokenDatasetWriter writer(tokens, {.vocab_size = 257,
@@ -310,14 +310,14 @@ TEST_F(TrainerTest, aBatchThatCannotBeReadStopsTheRunWithTheStateBeforeIt) {
   EXPECT_EQ(load_checkpoint(folder_ / "run/latest").state.step, num_done);
 }
 
-TEST_F(TrainerTest, aMissingTokenFolderIsAnErrorThatSaysHowToMakeOne) {
+TEST_F(TrainerTest, AMissingTokenFolderIsAnErrorThatSaysHowToMakeOne) {
   const std::string tokens = (folder_ / "absent").string();
   const std::string message =
       message_of([&] { train("run", {"data.kind=shards", "data.path=" + tokens}); });
   EXPECT_NE(message.find("plx prepare --output " + tokens), std::string::npos) << message;
 }
 
-TEST_F(TrainerTest, resumingWithOtherStepsWarnsWhereTheScheduleMoves) {
+TEST_F(TrainerTest, ResumingWithOtherStepsWarnsWhereTheScheduleMoves) {
   RunOptions part = options("run");
   part.stop_at = 18;  // of 20; the last 4 decay
   Trainer(recipe(), part).run();
@@ -337,7 +337,7 @@ TEST_F(TrainerTest, resumingWithOtherStepsWarnsWhereTheScheduleMoves) {
       Trainer(recipe({"schedule.kind=constant", "train.steps=40"}), resumed).warnings().empty());
 }
 
-TEST_F(TrainerTest, resumingWithOtherSettingsListsWhatDiffers) {
+TEST_F(TrainerTest, ResumingWithOtherSettingsListsWhatDiffers) {
   RunOptions half = options("run");
   half.stop_at = 2;
   Trainer(recipe(), half).run();
@@ -350,7 +350,7 @@ TEST_F(TrainerTest, resumingWithOtherSettingsListsWhatDiffers) {
   EXPECT_EQ(resume("run", {"train.steps=4", "logging.every_steps=2"}).state.step, 4);
 }
 
-TEST_F(TrainerTest, anOlderRunIsNeitherTrainedOverNorIgnored) {
+TEST_F(TrainerTest, AnOlderRunIsNeitherTrainedOverNorIgnored) {
   train("run", {"train.steps=2"});
   const std::string message = message_of([&] { train("run", {"train.steps=2"}); });
   EXPECT_NE(message.find("--resume"), std::string::npos) << message;
@@ -361,14 +361,14 @@ TEST_F(TrainerTest, anOlderRunIsNeitherTrainedOverNorIgnored) {
   EXPECT_EQ(losses("run").size(), 1U);
 }
 
-TEST_F(TrainerTest, resumingAFinishedRunChangesNothing) {
+TEST_F(TrainerTest, ResumingAFinishedRunChangesNothing) {
   train("run", {"train.steps=2"});
   const std::string before = file("run/latest/model.safetensors");
   EXPECT_EQ(resume("run", {"train.steps=2"}).state.step, 2);
   EXPECT_EQ(file("run/latest/model.safetensors"), before);
 }
 
-TEST_F(TrainerTest, keepsTheLastCheckpointsOnly) {
+TEST_F(TrainerTest, KeepsTheLastCheckpointsOnly) {
   train("run", {"train.steps=5", "checkpoint.every_steps=1", "checkpoint.keep_last=2"});
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(folder_ / "run"))
@@ -378,7 +378,7 @@ TEST_F(TrainerTest, keepsTheLastCheckpointsOnly) {
   EXPECT_EQ(fs::read_symlink(folder_ / "run/latest"), "step_00000005");
 }
 
-TEST_F(TrainerTest, aSaveThatFailsLeavesTheLastCheckpointWhole) {
+TEST_F(TrainerTest, ASaveThatFailsLeavesTheLastCheckpointWhole) {
   RunOptions first = options("run");
   first.stop_at = 2;
   Trainer(recipe(), first).run();
@@ -393,7 +393,7 @@ TEST_F(TrainerTest, aSaveThatFailsLeavesTheLastCheckpointWhole) {
   EXPECT_EQ(resume("run").state.step, 20);
 }
 
-TEST_F(TrainerTest, refusesADamagedCheckpoint) {
+TEST_F(TrainerTest, RefusesADamagedCheckpoint) {
   RunOptions first = options("run");
   first.stop_at = 2;
   Trainer(recipe(), first).run();
@@ -410,7 +410,7 @@ TEST_F(TrainerTest, refusesADamagedCheckpoint) {
   EXPECT_NE(message_of([&] { resume("run"); }).find("state.json"), std::string::npos);
 }
 
-TEST_F(TrainerTest, startsFromACheckpointsWeights) {
+TEST_F(TrainerTest, StartsFromACheckpointsWeights) {
   train("first", {"train.steps=3"});
   io::write_file(folder_ / "recipe.toml",
                  "[model]\ninit_from = \"" + (folder_ / "first/latest").string() +
