@@ -2,7 +2,8 @@
 # release or ci (warnings are errors); both build in build/release.
 PRESET ?= release
 JOBS ?= $(shell nproc)
-# The text that `make demo` learns: files or a folder; Python's standard library when empty.
+# The text that `make demo` learns: files or folders, a name with spaces in quotes of its own;
+# Python's standard library when empty.
 DATA ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -10,7 +11,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 .PHONY: help setup build demo test test-slow format lint sanitize ci clean
 
 help:
-	@echo "make demo     train the twins, softmax and Parallax, and write runs/demo/report.md (DATA=path: your text)"
+	@echo "make demo     train the twins, softmax and Parallax, and write runs/demo/report.md (DATA='paths': your text)"
 	@echo "make test     build everything and run every test, C++ and Python (the slow ones: make test-slow)"
 	@echo "make build    build everything"
 	@echo "make format   format all sources"
@@ -28,7 +29,7 @@ build: setup
 demo: setup
 	cmake --preset release
 	cmake --build build/release --parallel $(JOBS) --target plx plx_torch
-	python scripts/demo.py $(if $(DATA),--data "$(DATA)")
+	python scripts/demo.py $(if $(DATA),--data $(DATA))
 
 test: build
 	ctest --test-dir build/release --output-on-failure --label-exclude slow --parallel $(JOBS)

@@ -54,19 +54,19 @@ def plx(*arguments: str | Path, capture: bool = False) -> str:
     """Runs plx with its progress on this terminal; its errors end the demo."""
     command = [str(PLX), *map(str, arguments)]
     stdout = subprocess.PIPE if capture else sys.stderr
-    # On a machine that does other work too, threads that wait by spinning take turns with it.
-    environment = {"OMP_WAIT_POLICY": "passive"} | os.environ
+    # Threads that wait spin for some 0.1 ms, then sleep. For longer, they would take turns with
+    # whatever else the machine does; not at all, and every small op waits for threads to wake up.
+    environment = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"} | os.environ
     done = subprocess.run(command, stdout=stdout, text=True, check=False, cwd=ROOT, env=environment)
     if done.returncode != 0:
         sys.exit(f"demo: '{' '.join(command)}' ended with status {done.returncode}")
     return done.stdout or ""
 
 
-def prepare_corpus(data: str | None, output: Path) -> Path:
+def prepare_corpus(data: list[Path], output: Path) -> Path:
     corpus = output / "corpus"
     shutil.rmtree(corpus, ignore_errors=True)
-    source = ["--python-sources"] if data is None else [Path(data).resolve()]
-    plx("prepare", "--output", corpus, *source)
+    plx("prepare", "--output", corpus, *([path.resolve() for path in data] or ["--python-sources"]))
     return corpus
 
 
@@ -193,22 +193,38 @@ Byte-level language models of {data}.
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--data", help="text file or folder (default: Python's standard library)")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="text files or folders (default: Python's standard library)",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="train every twin for this many steps (default: as the recipes say)",
+    )
     parser.add_argument(
         "--output", type=Path, default=ROOT / "runs/demo", help="default: runs/demo"
     )
     parser.add_argument("--prompt", default="def ", help="what the sample starts with")
     options = parser.parse_args()
-    if options.data is not None and not Path(options.data).exists():
-        sys.exit(f"demo: no file or folder at '{options.data}'")
+    for path in options.data:
+        if not path.exists():
+            sys.exit(f"demo: no file or folder at '{path}'; quote a name with spaces")
+    if options.steps is not None and options.steps < 1:
+        parser.error(f"--steps must be at least 1, got {options.steps}")
     started = time.monotonic()
     output = options.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
 
     say("preparing the text")
     corpus = prepare_corpus(options.data, output)
-    recall = train_twins("recall", output)
-    text = train_twins("text", output, "--data", corpus)
+    steps = ["--set", f"train.steps={options.steps}"] if options.steps else []
+    recall = train_twins("recall", output, *steps)
+    text = train_twins("text", output, "--data", corpus, *steps)
 
     say("generating a sample")
     checkpoint = text[-1].folder / "latest"
@@ -219,7 +235,8 @@ def main() -> int:
     plot_runs({run.mixer: run.metrics for run in recall}, accuracy, output / "recall.png")
     loss = Figure("loss", "validation_loss", "loss, nats per token", "Text")
     plot_runs({run.mixer: run.metrics for run in text}, loss, output / "loss.png")
-    data = f"`{options.data}`" if options.data else "the Python standard library's source files"
+    names = ", ".join(f"`{path}`" for path in options.data)
+    data = names or "the Python standard library's source files"
     path = output / "report.md"
     path.write_text(report(recall, text, sample, data), encoding="utf-8")
     say(f"wrote {path} in {time.monotonic() - started:.0f} s")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """parallax.decode and merge_states against the naive definition and against attention."""
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import parallax
 import pytest
@@ -85,20 +85,6 @@ PARITY_CASES = [
     (1, 8, 65, 1024, 128),
     (1, 8, 1024, None, 64),
     (4, 8, 2048, 256, 64),
-    pytest.param(1, 8, 4096, None, 128, marks=slow),
-    pytest.param(2, 4, 8192, None, 128, marks=slow),
-    pytest.param(2, 4, 8192, 1024, 128, marks=slow),
-    pytest.param(2, 4, 8192, 130, 128, marks=slow),
-    pytest.param(8, 8, 2048, None, 128, marks=slow),
-    pytest.param(32, 8, 1024, None, 128, marks=slow),
-    *[
-        pytest.param(batch, heads, capacity, window, dim, marks=slow)
-        for batch, heads in ((1, 1), (1, 8), (2, 4), (8, 8))
-        for capacity in (512, 1000, 4096, 8192, 16384)
-        for window in (None, 64, 256, 1024)
-        for dim in (64, 128)
-        if batch * heads * capacity <= 2**16
-    ],
 ]
 
 
@@ -111,18 +97,57 @@ def test_one_token_over_many_keys(batch, heads, capacity, window, dim, dtype):
     assert_close("out", out, expected_out((q, r, k, v), window=window), 1e-2)
 
 
-@pytest.mark.parametrize("group", range(1, 9))
-@pytest.mark.parametrize("batch", [1, 2])
-def test_any_group_size(group, batch):
-    inputs = make_inputs(batch, 1, 300, 4 * group, 4, 64, torch.bfloat16)
+# B, H, capacity: the stress suite of the public decode kernel, and the sizes of its parity suite.
+STRESS_SIZES = [
+    *product(((1, 1), (1, 8), (2, 4), (8, 8), (32, 8)), (512, 1000, 4096, 8192, 16384)),
+    ((8, 8), 2048),
+    ((32, 8), 1024),
+]
+
+
+@slow
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(("batch_and_heads", "capacity"), STRESS_SIZES)
+def test_one_token_over_many_keys_at_full_size(batch_and_heads, capacity, dim):
+    batch, heads = batch_and_heads
+    wide = make_inputs(batch, 1, capacity, heads, heads, dim)
+    wide[1] /= 2
+    for dtype in HALF_TOLERANCE:
+        q, r, k, v = (x.to(dtype) for x in wide)
+        for window in (None, 64, 130, 256, 1024):
+            out = parallax.decode(q, r, k, v, window=window)
+            first = max(0, capacity - (window or capacity))
+            expected = torch.cat(
+                [
+                    expected_out(
+                        [q[i : i + 1], r[i : i + 1], k[i : i + 1, first:], v[i : i + 1, first:]]
+                    )
+                    for i in range(batch)
+                ]
+            )
+            assert_close(f"out, {dtype}, window {window}", out, expected, 1e-2)
+
+
+# group size, batch, capacity with 4 key heads
+GROUP_CASES = [
+    *product(range(1, 9), (1, 2), (300,)),
+    *(pytest.param(*case, marks=slow) for case in product((2, 4, 8), (1, 2, 4), (1024, 4096))),
+]
+
+
+@pytest.mark.parametrize(("group", "batch", "capacity"), GROUP_CASES)
+def test_any_group_size(group, batch, capacity):
+    inputs = make_inputs(batch, 1, capacity, 4 * group, 4, 64, torch.bfloat16)
     assert_close("out", parallax.decode(*inputs), expected_out(inputs), 1e-2)
 
 
-@pytest.mark.parametrize("length", [0, 1, 128, 500, 999, 1024])
-def test_valid_length_equals_the_sliced_cache(length):
-    q, r, k, v = make_inputs(2, 1, 1024, 8, 2, 64, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("length", "capacity"), [*product((0, 1, 128, 500, 999, 1024), (1024,)), (2000, 4096)]
+)
+def test_valid_length_equals_the_sliced_cache(length, capacity):
+    q, r, k, v = make_inputs(2, 1, capacity, 8, 2, 64, torch.bfloat16)
     k[1, length:], v[1, length:] = torch.nan, torch.nan
-    out = parallax.decode(q, r, k, v, cache_seqlens=int32(1024, length))
+    out = parallax.decode(q, r, k, v, cache_seqlens=int32(capacity, length))
     sliced = parallax.decode(q[1:], r[1:], k[1:, :length], v[1:, :length])
     assert torch.equal(out[1:], sliced)
     assert torch.equal(out[:1], parallax.decode(q[:1], r[:1], k[:1], v[:1]))
