@@ -7,9 +7,12 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
+#include <algorithm>
+#include <array>
 #include <string>
 #include <tuple>
 
+#include "parallax/backend.h"
 #include "torch/ops.h"
 
 namespace parallax::nn {
@@ -75,6 +78,16 @@ class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
 };
 
 }  // namespace
+
+bool has_attention_on(torch::Device device) {
+  std::array<float, 64> memory{};
+  TensorView x = make_view(memory.data(), {1, 1, 1, 64});
+  if (device.is_cuda()) x.device = {DeviceType::kCuda, std::max<int>(device.index(), 0)};
+  const auto all = backends();
+  return std::any_of(all.begin(), all.end(), [&](const Backend* backend) {
+    return backend->supports(ForwardArgs{.q = x, .r = x, .k = x, .v = x, .out = x}).ok;
+  });
+}
 
 Tensor attention(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
                  const AttentionSpan& span) {

@@ -13,6 +13,9 @@
 
 namespace parallax::nn {
 
+/// Whether some backend computes attention on this device.
+bool has_attention_on(torch::Device device);
+
 struct AttentionSpan {
   std::optional<int64_t> window;            ///< as in parallax::AttentionOptions
   std::optional<torch::Tensor> cu_seqlens;  ///< int32 [B + 1]: boundaries of packed sequences

@@ -93,7 +93,7 @@ void visit_train(Section& s, Visitor&& visit) {
         {.help = "spread of the initial embedding; 0: model.initializer_range", .min = 0});
   visit("seed", s.seed, {.help = "seed of the initial weights", .min = 0});
   visit("device", s.device,
-        {.help = "auto: cuda where there is one",
+        {.help = "auto: cuda where there is one and attention has kernels for it",
          .choices = {"auto", "cpu", "cuda"},
          .may_change = true});
 }

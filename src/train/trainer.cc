@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "core/grouped.h"
+#include "nn/attention_op.h"
 #include "nn/checkpoint.h"
 #include "parallax/error.h"
 #include "train/interrupt.h"
@@ -27,7 +28,8 @@ double seconds_since(Clock::time_point start) {
 torch::Device choose_device(const std::string& name) {
   const bool has_cuda = torch::cuda::is_available();
   PLX_CHECK(name != "cuda" || has_cuda, "train.device is cuda, and torch sees no CUDA device");
-  return name == "cuda" || (name == "auto" && has_cuda) ? torch::kCUDA : torch::kCPU;
+  const bool is_wanted = name == "cuda" || (name == "auto" && nn::has_attention_on(torch::kCUDA));
+  return has_cuda && is_wanted ? torch::kCUDA : torch::kCPU;
 }
 
 torch::ScalarType choose_compute(const std::string& name, torch::Device device) {

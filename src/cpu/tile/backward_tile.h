@@ -27,7 +27,7 @@ static void panel_dots(float* sums, const float* d_out, const float* other, int 
   for (int lane = 0; lane < kRows; lane += kVectorFloats) {
     F sum{};
     for (int d = 0; d < head_dim; ++d)
-      sum += load<F>(d_out + d * kRows + lane) * load<F>(other + d * kRows + lane);
+      sum = multiply_add(load<F>(d_out + d * kRows + lane), load<F>(other + d * kRows + lane), sum);
     store(sums + lane, sum);
   }
 }

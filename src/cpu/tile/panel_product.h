@@ -37,7 +37,8 @@ PLX_INLINE void product_block(float* c, const float* a, int64_t a_stride, const 
       const float factor =
           kFactor == Factor::kByColumns ? a[k * a_stride + m] : a[m * a_stride + k];
 #pragma GCC unroll 4
-      for (int n = 0; n < kVectors; ++n) sums[m][n] += row[n] * factor;
+      for (int n = 0; n < kVectors; ++n)
+        sums[m][n] = multiply_add(row[n], splat<kVectorFloats>(factor), sums[m][n]);
     }
   }
 #pragma GCC unroll 24

@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if PLX_VECTOR_BYTES > 16
+#include <immintrin.h>
+#endif
+
 #define PLX_INLINE static inline __attribute__((always_inline))
 
 namespace parallax::cpu {
@@ -41,7 +45,21 @@ PLX_INLINE void store(Element* target, Vector value) {
 
 template <int kWidth>
 PLX_INLINE Floats<kWidth> splat(float value) {
-  return Floats<kWidth>{} + value;
+  return value - Floats<kWidth>{};  // exact for -0 too, so that no instruction remains
+}
+
+/// a b + c, fused wherever the instruction set can. Written out for the sums that must round alike
+/// in different places (docs/numerics.md, exact cases): a compiler that may contract need not, and
+/// GCC 13 does not in loop-carried sums.
+PLX_INLINE Floats<kVectorFloats> multiply_add(Floats<kVectorFloats> a, Floats<kVectorFloats> b,
+                                              Floats<kVectorFloats> c) {
+#if PLX_VECTOR_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif PLX_VECTOR_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 
 /// 0, 1, 2, ... as integers.
