@@ -54,10 +54,9 @@ sanitize: setup
 	  ctest --preset $$preset --parallel $(JOBS) || exit 1; \
 	done
 
-# The slow Python tests are not in it: as they are, they alone take longer than the whole of it may.
 ci: lint
 	$(MAKE) test PRESET=ci
-	ctest --test-dir build/release --output-on-failure --label-regex slow
+	$(MAKE) test-slow PRESET=ci
 	$(MAKE) sanitize
 
 clean:

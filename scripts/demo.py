@@ -154,7 +154,15 @@ def machine() -> str:
     return f"{model}, {cores} cores; commit {commit or 'unknown'}; {date}"
 
 
-def report(recall: list[Run], text: list[Run], sample: str, data: str) -> str:
+@dataclass
+class Sample:
+    """What the Parallax model of the text wrote after a prompt."""
+
+    prompt: str
+    text: str
+
+
+def report(recall: list[Run], text: list[Run], sample: Sample, data: str) -> str:
     fence = "````"
     return f"""# The twins: softmax attention and Parallax attention
 
@@ -183,10 +191,10 @@ Byte-level language models of {data}.
 
 ![loss over steps](loss.png)
 
-## A sample from the Parallax model
+## What the Parallax model writes after `{sample.prompt}`
 
 {fence}
-{sample.rstrip()}
+{sample.text.rstrip()}
 {fence}
 """
 
@@ -229,7 +237,8 @@ def main() -> int:
     say("generating a sample")
     checkpoint = text[-1].folder / "latest"
     arguments = ("--prompt", options.prompt, "--max-tokens", "400", "--temperature", "0.7")
-    sample = plx("generate", checkpoint, *arguments, "--seed", "1", capture=True)
+    written = plx("generate", checkpoint, *arguments, "--seed", "1", capture=True)
+    sample = Sample(options.prompt, written)
 
     accuracy = Figure("accuracy", "accuracy", "accuracy", "In-context recall")
     plot_runs({run.mixer: run.metrics for run in recall}, accuracy, output / "recall.png")

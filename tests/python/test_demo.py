@@ -35,8 +35,8 @@ def test_several_paths_give_a_report_with_tables_pictures_and_a_sample(tmp_path)
     assert all(rows.count(label) == 2 for label in wanted), rows
     assert {"validation accuracy", "validation perplexity", "validation bits per byte"} <= set(rows)
     assert "| - |" not in report, "a number is missing"
-    sample = report.split("````")[1]
-    assert sample.strip().startswith("def ")
+    assert "after `def `" in report
+    assert report.split("````")[1].strip(), "the sample is empty"
 
 
 def test_a_missing_path_is_named_before_anything_is_written(tmp_path):
