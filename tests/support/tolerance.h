@@ -50,7 +50,7 @@ inline constexpr int kManyOrders = 24;
 /// Fails the test unless every verdict of judge(kFewOrders), or else of judge(kManyOrders), is
 /// right. The largest error of a tensor often hangs on one score: kernel and plain loop are draws
 /// from one distribution, and about one draw in 10^4 is more than twice the largest of three.
-/// Against the largest of 24, on the same inputs, chance does not do that any more.
+/// Against the largest of 24, on the same inputs, that is far less likely.
 void expect_right(const std::function<std::vector<Verdict>(int num_orders)>& judge);
 
 /// The distance from |value| to the next larger number of `dtype`.
