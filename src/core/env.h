@@ -9,7 +9,7 @@
 namespace parallax::core {
 
 /// One row per variable; the order is that of env_variables().
-enum class Env { kBackend, kLog, kNumThreads };
+enum class Env { kBackend, kIsa, kLog, kNumThreads };
 
 struct EnvVariable {
   Env id;

@@ -2,8 +2,8 @@
 #include "cpu/backend.h"
 
 #include <string>
-#include <vector>
 
+#include "core/env.h"
 #include "cpu/attention.h"
 
 namespace parallax::cpu {
@@ -20,12 +20,15 @@ Support supports_tensor(const char* call, const ConstTensorView& q) {
 
 class CpuBackend final : public Backend {
  public:
-  explicit CpuBackend(const Kernels& kernels) : kernels_(kernels) {}
+  explicit CpuBackend(const InstructionSet& set) : set_(set) {}
 
   std::string_view name() const override { return "cpu"; }
 
   std::string description() const override {
-    return std::string("tiled fp32 kernels on all cores, instruction set ") + kernels_.isa;
+    const bool has_matrix_unit = set_.bfloat16s->pack != nullptr;
+    return std::string("tiled kernels on all cores, instruction set ") + set_.name +
+           (has_matrix_unit ? std::string(" for bfloat16, ") + set_.floats->isa + " for the rest"
+                            : "");
   }
 
   Support supports(const ForwardArgs& args) const override {
@@ -43,32 +46,41 @@ class CpuBackend final : public Backend {
         "backend's loop is enough");
   }
 
-  void forward(const ForwardArgs& args) const override { cpu::forward(kernels_, args); }
-  void backward(const BackwardArgs& args) const override { cpu::backward(kernels_, args); }
-  void decode(const DecodeArgs& args) const override { cpu::decode(kernels_, args); }
+  void forward(const ForwardArgs& args) const override { cpu::forward(kernels(args.q), args); }
+  void backward(const BackwardArgs& args) const override { cpu::backward(kernels(args.q), args); }
+  void decode(const DecodeArgs& args) const override { cpu::decode(kernels(args.q), args); }
   void merge(const MergeArgs& args) const override { PLX_FAIL(supports(args).reason); }
 
  private:
-  const Kernels& kernels_;
+  const Kernels& kernels(const ConstTensorView& q) const {
+    return q.dtype == DType::kBFloat16 ? *set_.bfloat16s : *set_.floats;
+  }
+
+  InstructionSet set_;
 };
+
+/// The machine's best set, or the one that PLX_ISA names.
+const InstructionSet& choose(const InstructionSetList& sets) {
+  const std::string wanted = core::env_value(core::Env::kIsa);
+  if (wanted.empty()) return sets.entries[0];
+  std::string names;
+  for (int idx = 0; idx < sets.count; ++idx) {
+    if (wanted == sets.entries[idx].name) return sets.entries[idx];
+    names.append(idx > 0 ? ", " : "").append(sets.entries[idx].name);
+  }
+  PLX_FAIL(core::env_name(core::Env::kIsa), " is '", wanted,
+           "'; this machine and build have: ", names);
+}
 
 }  // namespace
 
-std::span<const Backend* const> backends_by_isa() {
-  static const std::vector<CpuBackend> instances = [] {
-    std::vector<CpuBackend> list;
-    const KernelList kernels = usable_kernels();
-    for (int idx = 0; idx < kernels.count; ++idx) list.emplace_back(*kernels.entries[idx]);
-    return list;
-  }();
-  static const std::vector<const Backend*> pointers = [] {
-    std::vector<const Backend*> list;
-    for (const CpuBackend& instance : instances) list.push_back(&instance);
-    return list;
-  }();
-  return pointers;
+std::unique_ptr<Backend> make_backend(const InstructionSet& set) {
+  return std::make_unique<CpuBackend>(set);
 }
 
-const Backend& backend() { return *backends_by_isa().front(); }
+const Backend& backend() {
+  static const CpuBackend instance(choose(usable_instruction_sets()));
+  return instance;
+}
 
 }  // namespace parallax::cpu

@@ -15,9 +15,11 @@ namespace {
 
 constexpr int64_t kMinPieceKeys = 512;
 constexpr int64_t kMaxPieces = 16;
+constexpr int64_t kPieceUnit = 64;  // keys; whole steps of every kernel but the last
 
 int64_t piece_keys(int64_t num_keys) {
-  return std::max(kMinPieceKeys, divide_up(divide_up(num_keys, kMaxPieces), kKeyTile) * kKeyTile);
+  return std::max(kMinPieceKeys,
+                  divide_up(divide_up(num_keys, kMaxPieces), kPieceUnit) * kPieceUnit);
 }
 
 /// The pieces of one row tile: tasks first_task .. first_task + count.
@@ -34,15 +36,15 @@ struct DecodePlan {
   int64_t workspace_floats = 0;
 };
 
-DecodePlan make_plan(const core::Problem& problem) {
+DecodePlan make_plan(const Kernels& kernels, const core::Problem& problem) {
   DecodePlan plan;
-  const TileNumbering numbering = number_row_tiles(problem);
+  const TileNumbering numbering = number_row_tiles(problem, kernels.wide_rows);
   for (int64_t number = 0; number < numbering.count(); ++number) {
-    SplitTile split{.tile = row_tile(problem, numbering[number])};
+    SplitTile split{.tile = row_tile(problem, numbering[number], kernels.wide_rows)};
     const core::Sequence& sequence =
         problem.sequences[static_cast<size_t>(split.tile.sequence_idx)];
     const int64_t num_keys = split.tile.tile.key_end - split.tile.tile.key_begin;
-    if (num_rows(problem, sequence) <= kWideRows && num_keys > 0)
+    if (num_rows(problem, sequence) <= kernels.wide_rows && num_keys > 0)
       split.num_pieces = divide_up(num_keys, piece_keys(num_keys));
     split.first_task = static_cast<int64_t>(plan.tile_of_task.size());
     plan.tile_of_task.insert(plan.tile_of_task.end(), static_cast<size_t>(split.num_pieces),
@@ -50,7 +52,7 @@ DecodePlan make_plan(const core::Problem& problem) {
     if (split.num_pieces > 1) {
       split.state_offset = plan.workspace_floats;
       plan.workspace_floats +=
-          split.num_pieces * state_floats(padded_dim(problem), split.tile.rows);
+          split.num_pieces * state_floats(kernels.padded_dim(problem.head_dim), split.tile.rows);
     }
     plan.tiles.push_back(split);
   }
@@ -64,8 +66,9 @@ class Decoder {
       : kernels_(kernels),
         args_(args),
         problem_(core::make_problem(args)),
-        padded_(padded_dim(problem_)),
-        plan_(make_plan(problem_)),
+        padded_(kernels.padded_dim(problem_.head_dim)),
+        plan_(make_plan(kernels, problem_)),
+        packed_(pack_keys()),
         workspace_(new float[static_cast<size_t>(plan_.workspace_floats)]) {}
 
   void run() {
@@ -78,6 +81,14 @@ class Decoder {
   }
 
  private:
+  /// Only wide tiles read packed operands: a cache is not copied to decode a few rows.
+  PackedKeys pack_keys() const {
+    const bool any_wide = std::ranges::any_of(
+        plan_.tiles, [](const SplitTile& split) { return split.tile.rows != kNarrowRows; });
+    if (!any_wide) return {};
+    return {kernels_, problem_, PackedForm::kTiles, PackedForm::kTransposed};
+  }
+
   const core::Sequence& sequence(const RowTile& tile) const {
     return problem_.sequences[static_cast<size_t>(tile.sequence_idx)];
   }
@@ -92,11 +103,13 @@ class Decoder {
     const SplitTile& split =
         plan_.tiles[static_cast<size_t>(plan_.tile_of_task[static_cast<size_t>(task)])];
     const RowTile& tile = split.tile;
-    const TileInputs inputs = tile_inputs(problem_, sequence(tile), tile.head_kv);
+    TileInputs inputs = tile_inputs(problem_, sequence(tile), tile.head_kv);
+    packed_.add_to(inputs, tile.sequence_idx, tile.head_kv);
+    const int64_t scratch_floats = kernels_.scratch_floats(padded_);
     float* const scratch =
-        thread_scratch(scratch_floats(padded_) + state_floats(padded_, kWideRows));
+        thread_scratch(scratch_floats + state_floats(padded_, kernels_.wide_rows));
     if (split.num_pieces == 1) {
-      const TileState whole = carve_state(scratch + scratch_floats(padded_), padded_, tile.rows);
+      const TileState whole = carve_state(scratch + scratch_floats, padded_, tile.rows);
       kernels_.forward(inputs, tile.tile, tile.rows, whole, scratch);
       finish(inputs, tile, whole, scratch);
       return;
@@ -116,7 +129,7 @@ class Decoder {
       kernels_.merge(total, state(split, piece), static_cast<int>(problem_.head_dim),
                      split.tile.rows);
     finish(tile_inputs(problem_, sequence(split.tile), split.tile.head_kv), split.tile, total,
-           thread_scratch(scratch_floats(padded_)));
+           thread_scratch(kernels_.scratch_floats(padded_)));
   }
 
   void finish(const TileInputs& inputs, const RowTile& tile, const TileState& total,
@@ -130,6 +143,7 @@ class Decoder {
   const core::Problem problem_;
   const int64_t padded_;
   const DecodePlan plan_;
+  const PackedKeys packed_;
   const std::unique_ptr<float[]> workspace_;
 };
 

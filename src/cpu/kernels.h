@@ -14,16 +14,14 @@
 
 namespace parallax::cpu {
 
-/// Rows per query tile. A tile of at most kNarrowRows rows (decoding) has its own narrower kernel.
-constexpr int kWideRows = 32;
+/// Rows of the narrow kernels, for decoding: a tile with more rows goes to the wide ones.
 constexpr int kNarrowRows = 8;
-/// Keys per tile.
-constexpr int kKeyTile = 64;
-/// Head sizes are padded with zeros to a multiple of the widest vector, in floats.
+/// Head sizes are padded with zeros to a multiple of the widest vector, in floats. Matrix units
+/// take twice as many 16-bit numbers.
 constexpr int kPadding = 16;
 
-/// Floats of scratch memory that any kernel needs.
-constexpr int64_t scratch_floats(int64_t padded_dim) { return 9 * 64 * padded_dim + 5 * 64 * 64; }
+/// Rows of packed operands are packed in blocks of this many.
+constexpr int kPackedRows = 32;
 
 /// Rows of one sequence and the heads of one group. `dtype` is float32, bfloat16 or float16.
 template <typename Pointee>
@@ -59,10 +57,21 @@ struct Band {
   int64_t begin_offset, end_offset;
 };
 
+/// Rows of one sequence and head as a matrix unit takes them: blocks of kPackedRows rows, 16-bit
+/// numbers, zeros for what is missing. Block b holds rows b * kPackedRows .. of the sequence (keys
+/// count from 0 whatever the band), Dp * kPackedRows numbers of it per array.
+///   tiles       [2][Dp / 32][16 rows][32 of D]
+///   transposed  [Dp / 16][16 of D][32 rows]
+struct PackedRows {
+  const uint16_t* tiles;
+  const uint16_t* transposed;
+};
+
 /// What forward and backward tiles share.
 struct TileInputs {
   RowTensor<const void> q, r;
   KeyTensor k, v;
+  PackedRows packed_k, packed_v;  // null for kernels that read k and v where they lie
   Band band;
   int64_t group;  // heads per key head
   int head_dim;
@@ -75,9 +84,8 @@ struct QueryTile {
   int64_t key_begin, key_end;
 };
 
-/// Running sums of M rows, M = kWideRows or kNarrowRows, over the keys seen so far, with
-/// w = exp(s - max): sums[d][0 .. M) = sum w v_d,
-/// sums[d][M .. 2M) = sum w (t - centre) v_d.
+/// Running sums of M rows over the keys seen so far, with w = exp(s - max):
+/// sums[d][0 .. M) = sum w v_d, sums[d][M .. 2M) = sum w (t - centre) v_d.
 struct TileState {
   float* sums;    // [Dp][2 M]
   float* max;     // [M] of s, -inf before the first visible key
@@ -96,6 +104,7 @@ struct BackwardInputs {
   TileInputs tile;
   RowTensor<const void> d_out, out, out_softmax;
   RowScalars<const float> lse, t_mean;
+  PackedRows packed_q, packed_r, packed_d_out;  // the key pass's, as packed_k
 };
 
 /// Per-row numbers that the query pass leaves for the key pass.
@@ -111,7 +120,7 @@ struct QueryGradients {
   RowStats* stats;  // [rows of the sequence], written for the tile's rows
 };
 
-/// The keys first_key .. first_key + num_keys (at most kKeyTile) against rows row_begin .. row_end.
+/// The keys first_key .. first_key + num_keys against rows row_begin .. row_end.
 struct KeyTile {
   int64_t first_key, num_keys;
   int64_t row_begin, row_end;
@@ -119,10 +128,28 @@ struct KeyTile {
   RowTensor<void> dk, dv;  // head_stride unused
 };
 
-/// One instruction set's kernels. `rows` is kWideRows or kNarrowRows; scratch is 64-byte aligned
+/// One block of kPackedRows rows to pack, bfloat16: of `keys`, or of `rows` if that is null. Rows
+/// outside begin .. end count as zeros. Either array may be null.
+struct PackJob {
+  const KeyTensor* keys;
+  const RowTensor<const void>* rows;
+  int64_t group;
+  int64_t first_row;
+  int64_t begin, end;
+  int head_dim;
+  uint16_t *tiles, *transposed;
+};
+
+/// Kernels for one instruction set. `rows` is wide_rows or kNarrowRows; scratch is 64-byte aligned
 /// and holds scratch_floats(Dp).
 struct Kernels {
   const char* isa;
+  int wide_rows;  // rows of a wide tile
+  int key_tile;   // keys of a tile of the key pass
+  int padding;    // Dp is head_dim rounded up to this
+  int64_t scratch_per_dim, scratch_fixed;
+  /// Packs operands; null: these kernels need none.
+  void (*pack)(const PackJob&);
   /// Starts `state` and runs over the tile's keys.
   void (*forward)(const TileInputs&, const QueryTile&, int rows, const TileState&, float* scratch);
   /// state <- the state over the keys of both. An empty `other` changes nothing.
@@ -135,13 +162,27 @@ struct Kernels {
   void (*backward_key)(const BackwardInputs&, const KeyTile&, float* scratch);
   /// y = e^x as the kernels compute it, for tests.
   void (*exponential)(const float* x, float* y, int64_t count);
+
+  int64_t padded_dim(int64_t head_dim) const {
+    return (head_dim + padding - 1) / padding * padding;
+  }
+  int64_t scratch_floats(int64_t padded_dim) const {
+    return scratch_per_dim * padded_dim + scratch_fixed;
+  }
 };
 
-/// The kernels that this build has and this machine can run, best first; never empty.
-struct KernelList {
-  const Kernels* entries[3];
+/// An instruction set and its kernels by dtype.
+struct InstructionSet {
+  const char* name;
+  const Kernels* floats;     // float32 and float16
+  const Kernels* bfloat16s;  // the same ones, unless the set has products of its own for them
+};
+
+/// The sets that this build has and this machine can run, best first; never empty.
+struct InstructionSetList {
+  InstructionSet entries[4];
   int count;
 };
-KernelList usable_kernels();
+InstructionSetList usable_instruction_sets();
 
 }  // namespace parallax::cpu

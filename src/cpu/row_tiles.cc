@@ -105,6 +105,8 @@ TileInputs tile_inputs(const core::Problem& problem, const core::Sequence& seque
           .r = group_rows(problem, problem.r, sequence, head_kv),
           .k = key_tensor(problem, problem.k, sequence, head_kv),
           .v = key_tensor(problem, problem.v, sequence, head_kv),
+          .packed_k = {},
+          .packed_v = {},
           .band = band_of(problem, sequence),
           .group = problem.group_size,
           .head_dim = static_cast<int>(problem.head_dim),
@@ -121,16 +123,16 @@ TileNumbering::Place TileNumbering::operator[](int64_t number) const {
   return {.sequence_idx = sequence_idx, .head_kv = head_kv, .tile_idx = tile_idx};
 }
 
-TileNumbering number_row_tiles(const core::Problem& problem) {
+TileNumbering number_row_tiles(const core::Problem& problem, int wide_rows) {
   return TileNumbering(problem, [&](const core::Sequence& sequence) {
-    return divide_up(num_rows(problem, sequence), kWideRows);
+    return divide_up(num_rows(problem, sequence), wide_rows);
   });
 }
 
-RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place) {
+RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place, int wide_rows) {
   const core::Sequence& sequence = problem.sequences[static_cast<size_t>(place.sequence_idx)];
-  const int64_t first_row = place.tile_idx * kWideRows;
-  const int64_t end_row = std::min(first_row + kWideRows, num_rows(problem, sequence));
+  const int64_t first_row = place.tile_idx * wide_rows;
+  const int64_t end_row = std::min(first_row + wide_rows, num_rows(problem, sequence));
   const int64_t first_token = first_row / problem.group_size;
   const int64_t last_token = (end_row - 1) / problem.group_size;
   return {.sequence_idx = place.sequence_idx,
@@ -139,7 +141,7 @@ RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place
                    .num_rows = end_row - first_row,
                    .key_begin = problem.visible_keys(sequence, first_token).begin,
                    .key_end = problem.visible_keys(sequence, last_token).end},
-          .rows = end_row - first_row <= kNarrowRows ? kNarrowRows : kWideRows};
+          .rows = end_row - first_row <= kNarrowRows ? kNarrowRows : wide_rows};
 }
 
 }  // namespace parallax::cpu

@@ -13,10 +13,6 @@ namespace parallax::cpu {
 
 constexpr int64_t divide_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
-inline int64_t padded_dim(const core::Problem& problem) {
-  return divide_up(problem.head_dim, kPadding) * kPadding;
-}
-
 /// The rows of `tensor` (shaped like q) that belong to one sequence and key head.
 RowTensor<const void> group_rows(const core::Problem& problem, const ConstTensorView& tensor,
                                  const core::Sequence& sequence, int64_t head_kv);
@@ -41,7 +37,7 @@ struct RowTile {
   int64_t sequence_idx = 0;
   int64_t head_kv = 0;
   QueryTile tile{};
-  int rows = kWideRows;  // which kernel
+  int rows = 0;  // which kernel: the table's wide_rows, or kNarrowRows
 };
 
 /// Numbers all tiles of a call: sequences, then key heads, then tiles from the last to the first,
@@ -74,8 +70,8 @@ inline int64_t num_rows(const core::Problem& problem, const core::Sequence& sequ
   return sequence.num_queries * problem.group_size;
 }
 
-/// Tiles of kWideRows rows of all sequences.
-TileNumbering number_row_tiles(const core::Problem& problem);
-RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place);
+/// Tiles of `wide_rows` rows of all sequences.
+TileNumbering number_row_tiles(const core::Problem& problem, int wide_rows);
+RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place, int wide_rows);
 
 }  // namespace parallax::cpu

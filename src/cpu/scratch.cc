@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <memory>
-#include <new>
 
 namespace parallax::cpu {
 namespace {
@@ -15,14 +13,8 @@ constexpr bool kPoison = true;
 constexpr bool kPoison = false;
 #endif
 
-constexpr std::align_val_t kAlignment{64};
-
-struct AlignedDelete {
-  void operator()(float* pointer) const { ::operator delete[](pointer, kAlignment); }
-};
-
 struct Scratch {
-  std::unique_ptr<float[], AlignedDelete> data;
+  AlignedArray<float> data;
   int64_t capacity = 0;
 };
 
@@ -32,7 +24,7 @@ float* thread_scratch(int64_t count) {
   static thread_local Scratch scratch;
   if (scratch.capacity < count) {
     scratch.capacity = 0;
-    scratch.data.reset(new (kAlignment) float[static_cast<size_t>(count)]);
+    scratch.data = make_aligned_array<float>(count);
     scratch.capacity = count;
   }
   if (kPoison) std::fill_n(scratch.data.get(), count, std::numeric_limits<float>::quiet_NaN());

@@ -9,14 +9,16 @@
 #include "cpu/backend.h"
 #include "cpu/kernels.h"
 #include "support/attention_case.h"
+#include "support/cpu_backends.h"
 #include "support/tolerance.h"
 
 namespace parallax::testing {
 namespace {
 
 std::vector<const cpu::Kernels*> all_kernels() {
-  const cpu::KernelList list = cpu::usable_kernels();
-  return {list.entries, list.entries + list.count};
+  std::vector<const cpu::Kernels*> kernels;
+  for (const cpu::InstructionSet& set : instruction_sets()) kernels.push_back(set.bfloat16s);
+  return kernels;
 }
 
 float exponential(const cpu::Kernels& kernels, float x) {
@@ -25,7 +27,10 @@ float exponential(const cpu::Kernels& kernels, float x) {
   return y;
 }
 
-TEST(CpuKernels, BaselineIsAlwaysUsable) { EXPECT_STREQ(all_kernels().back()->isa, "baseline"); }
+TEST(CpuKernels, ScalarIsAlwaysUsable) {
+  const cpu::InstructionSetList sets = cpu::usable_instruction_sets();
+  EXPECT_STREQ(sets.entries[sets.count - 1].name, "scalar");
+}
 
 TEST(CpuKernels, ExponentialIsWithinTheErrorOfItsArgumentsRounding) {
   for (const cpu::Kernels* kernels : all_kernels()) {
@@ -73,7 +78,7 @@ void expect_round_trip(DType dtype) {
   }
   AttentionInputs inputs({.B = 256, .Tq = 1, .D = 256, .dtype = dtype}, 1);
   inputs.v = HostTensor::of(dtype, {256, 1, 1, 256}, values);
-  for (const Backend* backend : cpu::backends_by_isa()) {
+  for (const Backend* backend : cpu_backends()) {
     const ForwardTensors result = run_forward(*backend, inputs);
     // Equal as numbers, so all bits but the sign of a zero, which 0 + -0 loses.
     EXPECT_TRUE(result.out.values() == inputs.v.values()) << backend->description();
@@ -110,7 +115,7 @@ void expect_rounding(DType dtype) {
     v.insert(v.end(), second.begin(), second.end());
   }
   inputs.v = HostTensor::of(dtype, {64, 2, 1, 64}, v);
-  for (const Backend* backend : cpu::backends_by_isa())
+  for (const Backend* backend : cpu_backends())
     EXPECT_EQ(run_forward(*backend, inputs).out_softmax.values(), mean) << backend->description();
 }
 

@@ -9,7 +9,7 @@
 #include <sstream>
 
 #include "core/validate.h"
-#include "cpu/backend.h"
+#include "support/cpu_backends.h"
 
 namespace parallax::testing {
 namespace {
@@ -320,7 +320,7 @@ const std::vector<TestedBackend>& tested_backends() {
     std::vector<TestedBackend> result;
     for (const Backend* backend : backends())
       result.push_back({std::string(backend->name()), backend});
-    for (const Backend* backend : cpu::backends_by_isa().subspan(1))
+    for (const Backend* backend : std::span(cpu_backends()).subspan(1))
       result.push_back({backend->description(), backend});
     return result;
   }();

@@ -32,30 +32,40 @@ static void panel_dots(float* sums, const float* d_out, const float* other, int 
   }
 }
 
-/// Fills the constants and passes them on to the key pass. Rows beyond the tile's last get zeros.
-/// `rows` and `panel` are work space of kRows rows.
+/// Fills the constants from d_out . out_softmax and d_out . out. Rows beyond the tile's last get
+/// zeros.
 template <int kRows>
-static void load_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
-                               const float* d_out_panel, float* rows, float* panel,
-                               RowConstants<kRows>& constants) {
+static void set_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
+                              const float* dots_softmax, const float* dots,
+                              RowConstants<kRows>& constants) {
   const int64_t group = inputs.tile.group;
-  const int head_dim = inputs.tile.head_dim;
-  const int padded = padded_dim(head_dim);
-  const auto dots = [&](const RowTensor<const void>& tensor, float* sums) {
-    load_rows(rows, tensor, tile, group, head_dim, padded, kRows);
-    transpose(panel, kRows, rows, padded, kRows, padded);
-    panel_dots<kRows>(sums, d_out_panel, panel, head_dim);
-  };
-  dots(inputs.out_softmax, constants.g_mean);
-  dots(inputs.out, constants.g_mean_less);
   for (int row = 0; row < kRows; ++row) {
-    constants.g_mean_less[row] = constants.g_mean[row] - constants.g_mean_less[row];
+    constants.g_mean[row] = dots_softmax[row];
+    constants.g_mean_less[row] = dots_softmax[row] - dots[row];
     constants.lse[row] = constants.t_mean[row] = 0.0f;
     if (row >= tile.num_rows) continue;
     const float lse = *scalar_address(inputs.lse, tile.first_row + row, group);
     constants.lse[row] = lse == -kInfinity ? 0.0f : lse;
     constants.t_mean[row] = *scalar_address(inputs.t_mean, tile.first_row + row, group);
   }
+}
+
+/// The same from the panel of d_out. `rows` and `panel` are work space of kRows rows.
+template <int kRows>
+static void load_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
+                               const float* d_out_panel, float* rows, float* panel,
+                               RowConstants<kRows>& constants) {
+  const int head_dim = inputs.tile.head_dim;
+  const int padded = padded_dim(head_dim);
+  const auto dots = [&](const RowTensor<const void>& tensor, float* sums) {
+    load_rows(rows, tensor, tile, inputs.tile.group, head_dim, padded, kRows);
+    transpose(panel, kRows, rows, padded, kRows, padded);
+    panel_dots<kRows>(sums, d_out_panel, panel, head_dim);
+  };
+  float dots_softmax[kRows], dots_out[kRows];
+  dots(inputs.out_softmax, dots_softmax);
+  dots(inputs.out, dots_out);
+  set_row_constants<kRows>(inputs, tile, dots_softmax, dots_out, constants);
 }
 
 template <int kRows>
@@ -152,10 +162,13 @@ struct KeyScores {
   float *s, *t, *g;
 };
 
-/// The row's visible keys relative to the tile; all of them unless some row of the tile is cut.
-struct LaneRange {
-  int32_t begin, end;
-};
+PLX_INLINE LaneRange visible_lanes(const TileInputs& inputs, const KeyTile& tile, int64_t row) {
+  const int64_t token = row / inputs.group;
+  const int64_t begin = band_begin(inputs.band, token) - tile.first_key;
+  const int64_t end = band_end(inputs.band, token) - tile.first_key;
+  return {.begin = static_cast<int32_t>(begin < 0 ? 0 : (begin > kKeyTile ? kKeyTile : begin)),
+          .end = static_cast<int32_t>(end < 0 ? 0 : (end > kKeyTile ? kKeyTile : end))};
+}
 
 /// Hidden keys get zeros, as in query_score_gradients.
 static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
@@ -236,15 +249,10 @@ static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile,
     set_product<kKeyTile>(scores.t, r, padded, k_panel, rows.num_rows, head_dim);
     set_product<kKeyTile>(scores.g, d_out, padded, v_panel, rows.num_rows, head_dim);
     for (int64_t row = 0; row < rows.num_rows; ++row) {
-      const int64_t token = (first + row) / in.group;
-      const int64_t begin = band_begin(in.band, token) - tile.first_key;
-      const int64_t end = band_end(in.band, token) - tile.first_key;
-      const LaneRange visible{
-          .begin = static_cast<int32_t>(begin < 0 ? 0 : (begin > kKeyTile ? kKeyTile : begin)),
-          .end = static_cast<int32_t>(end < 0 ? 0 : (end > kKeyTile ? kKeyTile : end))};
       const int64_t offset = row * kKeyTile;
       key_score_gradients({.s = scores.s + offset, .t = scores.t + offset, .g = scores.g + offset},
-                          tile.stats[first + row], visible, in.softmax_scale);
+                          tile.stats[first + row], visible_lanes(in, tile, first + row),
+                          in.softmax_scale);
     }
     add_transposed_product<kKeyTile>(dk, q, padded, scores.s, head_dim, rows.num_rows);
     add_transposed_product<kKeyTile>(dk, r, padded, scores.t, head_dim, rows.num_rows);

@@ -10,12 +10,18 @@
 
 #include "cpu/kernels.h"
 #include "cpu/tile/panel_product.h"
+#include "cpu/tile/row_limits.h"
 #include "cpu/tile/rows.h"
 
 namespace parallax::cpu {
 namespace {
 
 PLX_INLINE int padded_dim(int head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
+
+/// Rows of a wide tile of the vector kernels.
+constexpr int kWideRows = 32;
+/// Keys per step, and per tile of the key pass.
+constexpr int kKeyTile = 64;
 
 /// Hands out pieces of the scratch memory; each stays 64-byte aligned.
 struct ScratchCursor {
@@ -26,56 +32,6 @@ struct ScratchCursor {
     return piece;
   }
 };
-
-/// The keys that each row of a tile sees. Rows beyond the tile's last see everything: their q and r
-/// are zero, so nothing they produce is infinite, and they never force masking.
-template <int kRows>
-struct RowLimits {
-  int64_t begin[kRows], end[kRows];
-  int64_t max_begin, min_end;
-
-  /// Whether some row of the tile does not see all of these keys.
-  bool cut(int64_t first_key, int64_t num_keys) const {
-    return first_key < max_begin || first_key + num_keys > min_end;
-  }
-
-  /// Lane masks relative to first_key, for Ints compares with the key's index in its tile.
-  void relative(int64_t first_key, int32_t* relative_begin, int32_t* relative_end) const {
-    const auto clamp = [](int64_t x) {
-      return static_cast<int32_t>(x < 0 ? 0 : (x > kKeyTile ? kKeyTile : x));
-    };
-    for (int row = 0; row < kRows; ++row) {
-      relative_begin[row] = clamp(begin[row] - first_key);
-      relative_end[row] = clamp(end[row] - first_key);
-    }
-  }
-};
-
-PLX_INLINE int64_t band_begin(const Band& band, int64_t token) {
-  const int64_t begin = token + band.begin_offset;
-  return begin > band.begin ? begin : band.begin;
-}
-
-PLX_INLINE int64_t band_end(const Band& band, int64_t token) {
-  const int64_t end = token + band.end_offset;
-  return end < band.end ? end : band.end;
-}
-
-template <int kRows>
-static RowLimits<kRows> row_limits(const Band& band, const QueryTile& tile, int64_t group) {
-  RowLimits<kRows> limits;
-  limits.max_begin = band.begin;
-  limits.min_end = band.end;
-  for (int row = 0; row < kRows; ++row) {
-    const bool real = row < tile.num_rows;
-    const int64_t token = (tile.first_row + row) / group;
-    limits.begin[row] = real ? band_begin(band, token) : band.begin;
-    limits.end[row] = real ? band_end(band, token) : band.end;
-    if (limits.begin[row] > limits.max_begin) limits.max_begin = limits.begin[row];
-    if (limits.end[row] < limits.min_end) limits.min_end = limits.end[row];
-  }
-  return limits;
-}
 
 /// One tile of scores, [num_keys][2 kRows], with the rows of one vector in view.
 template <int kRows>
@@ -186,6 +142,16 @@ static void load_query_panel(const TileInputs& inputs, const QueryTile& tile, fl
   transpose(panel, 2 * kRows, rows, padded, 2 * kRows, padded);
 }
 
+/// The state before the first key. `padded` rows of sums.
+static void start_state(const TileState& state, int rows, int padded) {
+  for (int row = 0; row < rows; ++row) {
+    state.max[row] = -kInfinity;
+    state.weight[row] = state.t_sum[row] = state.centre[row] = 0.0f;
+  }
+  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * rows; ++idx)
+    state.sums[idx] = 0.0f;
+}
+
 template <int kRows>
 static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
                          float* scratch) {
@@ -205,11 +171,7 @@ static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const 
   load_query_panel<kRows>(inputs, tile, key_rows, panel);
   const RowLimits<kRows> limits = row_limits<kRows>(inputs.band, tile, inputs.group);
 
-  for (int row = 0; row < kRows; ++row) {
-    state.max[row] = -kInfinity;
-    state.weight[row] = state.t_sum[row] = state.centre[row] = 0.0f;
-  }
-  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * kLanes; ++idx) state.sums[idx] = 0.0f;
+  start_state(state, kRows, padded);
 
   for (int64_t key = tile.key_begin; key < tile.key_end; key += kKeyTile) {
     const int64_t left = tile.key_end - key;

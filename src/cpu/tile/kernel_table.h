@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/tile/backward_tile.h"
+#include "cpu/tile/few_rows.h"
 #include "cpu/tile/forward_tile.h"
 
 namespace parallax::cpu {
@@ -13,7 +14,7 @@ void forward(const TileInputs& inputs, const QueryTile& tile, int rows, const Ti
   if (rows == kWideRows)
     forward_tile<kWideRows>(inputs, tile, state, scratch);
   else
-    forward_tile<kNarrowRows>(inputs, tile, state, scratch);
+    narrow_forward_tile(inputs, tile, state, scratch);
 }
 
 void merge(const TileState& state, const TileState& other, int head_dim, int rows) {
@@ -37,6 +38,12 @@ void exponential_array(const float* x, float* y, int64_t count) {
 
 constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
+          .wide_rows = kWideRows,
+          .key_tile = kKeyTile,
+          .padding = kPadding,
+          .scratch_per_dim = 9 * 64,
+          .scratch_fixed = 5 * 64 * 64,
+          .pack = nullptr,
           .forward = forward,
           .merge = merge,
           .finish = finish,

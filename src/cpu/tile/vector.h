@@ -70,13 +70,31 @@ PLX_INLINE Ints<kWidth> iota() {
   return value;
 }
 
-template <int kWidth>
-PLX_INLINE float horizontal_sum(Floats<kWidth> value) {
-  float parts[kWidth];
-  store(parts, value);
-  for (int width = kWidth / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) parts[lane] += parts[lane + width];
-  return parts[0];
+/// combine() over all lanes, by halves.
+template <typename Combine>
+PLX_INLINE float fold_lanes(Floats<kVectorFloats> value, const Combine& combine) {
+#if PLX_VECTOR_BYTES == 64
+  const auto eight = combine(__builtin_shufflevector(value, value, 0, 1, 2, 3, 4, 5, 6, 7),
+                             __builtin_shufflevector(value, value, 8, 9, 10, 11, 12, 13, 14, 15));
+#elif PLX_VECTOR_BYTES == 32
+  const auto eight = value;
+#endif
+#if PLX_VECTOR_BYTES > 16
+  const Floats<4> four = combine(__builtin_shufflevector(eight, eight, 0, 1, 2, 3),
+                                 __builtin_shufflevector(eight, eight, 4, 5, 6, 7));
+#else
+  const Floats<4> four = value;
+#endif
+  const Floats<4> two = combine(four, __builtin_shuffle(four, Ints<4>{2, 3, 2, 3}));
+  return combine(two, __builtin_shuffle(two, Ints<4>{1, 1, 1, 1}))[0];
+}
+
+PLX_INLINE float sum_of_lanes(Floats<kVectorFloats> value) {
+  return fold_lanes(value, [](auto a, auto b) { return a + b; });
+}
+
+PLX_INLINE float max_of_lanes(Floats<kVectorFloats> value) {
+  return fold_lanes(value, [](auto a, auto b) { return a > b ? a : b; });
 }
 
 template <int kWidth>

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "limits.h"
+
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace parallax::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+/// Runs work() on all threads at once for about `seconds` and returns the sum of what the calls
+/// returned, per second.
+double rate(int num_threads, double seconds, const std::function<double(int thread)>& work) {
+  std::vector<double> rates(static_cast<size_t>(num_threads));
+  std::vector<std::thread> threads;
+  for (int thread = 0; thread < num_threads; ++thread)
+    threads.emplace_back([&, thread] {
+      work(thread);
+      const auto start = Clock::now();
+      double done = 0.0, elapsed = 0.0;
+      while (elapsed < seconds) {
+        done += work(thread);
+        elapsed = std::chrono::duration<double>(Clock::now() - start).count();
+      }
+      rates[static_cast<size_t>(thread)] = done / elapsed;
+    });
+  for (std::thread& thread : threads) thread.join();
+  double sum = 0.0;
+  for (const double one : rates) sum += one;
+  return sum;
+}
+
+constexpr int kChains = 12;  // more than latency x throughput of any core so far
+constexpr int kSteps = 100'000;
+
+/// kSteps rounds of kChains independent multiply-adds on vectors of kFloats. The empty assembly
+/// keeps each chain in a register of its own and every round in the loop.
+template <int kFloats>
+[[gnu::always_inline]] inline double multiply_add_loop() {
+  typedef float Vector __attribute__((vector_size(4 * kFloats)));
+  Vector sums[kChains];
+  for (int chain = 0; chain < kChains; ++chain) sums[chain] = Vector{} + static_cast<float>(chain);
+  const Vector factor = Vector{} + 0.999f, term = Vector{} + 0.001f;
+  for (int step = 0; step < kSteps; ++step)
+#pragma GCC unroll 12
+    for (int chain = 0; chain < kChains; ++chain) {
+      sums[chain] = sums[chain] * factor + term;
+      asm volatile("" : "+x"(sums[chain]));
+    }
+  return 2.0 * kFloats * kChains * kSteps;
+}
+
+#if defined(__x86_64__)
+
+[[gnu::target("avx512f"), gnu::optimize("fp-contract=fast")]] double fma_avx512() {
+  return multiply_add_loop<16>();
+}
+[[gnu::target("avx2,fma"), gnu::optimize("fp-contract=fast")]] double fma_avx2() {
+  return multiply_add_loop<8>();
+}
+
+bool has_amx() {
+  unsigned a = 7, b = 0, c = 0, d = 0;
+  asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+  const bool in_cpu = (d >> 22 & 1) != 0 && (d >> 24 & 1) != 0;  // AMX-BF16, AMX-TILE
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return in_cpu && ::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+/// Six independent accumulator tiles, two operands.
+double amx_products() {
+  alignas(64) uint8_t config[64] = {1};
+  for (int tile = 0; tile < 8; ++tile) {
+    config[16 + 2 * tile] = 64;  // bytes per row
+    config[48 + tile] = 16;      // rows
+  }
+  asm volatile(
+      "ldtilecfg %0\n tilezero %%tmm0\n tilezero %%tmm1\n tilezero %%tmm2\n tilezero %%tmm3\n"
+      "tilezero %%tmm4\n tilezero %%tmm5\n tilezero %%tmm6\n tilezero %%tmm7"
+      :
+      : "m"(config));
+  for (int step = 0; step < kSteps / 10; ++step)
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm7, %tmm0\n tdpbf16ps %tmm6, %tmm7, %tmm1\n"
+        "tdpbf16ps %tmm6, %tmm7, %tmm2\n tdpbf16ps %tmm6, %tmm7, %tmm3\n"
+        "tdpbf16ps %tmm6, %tmm7, %tmm4\n tdpbf16ps %tmm6, %tmm7, %tmm5");
+  asm volatile("tilerelease");
+  return 2.0 * 16 * 16 * 32 * 6 * (kSteps / 10);
+}
+
+double fma_best() {
+  if (__builtin_cpu_supports("avx512f")) return fma_avx512();
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fma_avx2();
+  return multiply_add_loop<4>();
+}
+
+#else
+
+bool has_amx() { return false; }
+double amx_products() { return 0.0; }
+double fma_best() { return multiply_add_loop<4>(); }
+
+#endif
+
+/// Reads all of `memory` once.
+double read_all(const std::vector<uint64_t>& memory) {
+  uint64_t sums[16] = {};
+  for (size_t idx = 0; idx + 16 <= memory.size(); idx += 16)
+    for (size_t lane = 0; lane < 16; ++lane) sums[lane] += memory[idx + lane];
+  for (const uint64_t& sum : sums) asm volatile("" : : "m"(sum));
+  return static_cast<double>(memory.size() * sizeof(uint64_t));
+}
+
+}  // namespace
+
+Limits measure_limits(int num_threads) {
+  constexpr double kSeconds = 0.5;
+  Limits limits;
+  limits.fma_gflops = 1e-9 * rate(num_threads, kSeconds, [](int) { return fma_best(); });
+  if (has_amx())
+    limits.amx_gflops = 1e-9 * rate(num_threads, kSeconds, [](int) { return amx_products(); });
+  constexpr size_t kBytes = size_t{1} << 28;
+  std::vector<std::vector<uint64_t>> memory(static_cast<size_t>(num_threads));
+  limits.read_gbytes = 1e-9 * rate(num_threads, 2 * kSeconds, [&](int thread) {
+                         auto& own = memory[static_cast<size_t>(thread)];  // touched first by it
+                         if (own.empty()) own.resize(kBytes / sizeof(uint64_t), 1);
+                         return read_all(own);
+                       });
+  return limits;
+}
+
+}  // namespace parallax::bench

@@ -1,0 +1,225 @@
+// Forward on the matrix unit, for bfloat16. A wide tile is four groups of 16 rows; a group is a
+// tile of the vector kernels in every respect but its products: 16 lanes of q beside 16 of r, its
+// own running state, the same softmax step. K arrives packed by rows, V transposed:
+//   [S | T] = K [Q | R]      [O1 | O2] += V' [P | P (t - centre)]
+// P and P (t - centre) are rounded to bfloat16 for the second product, after centring, so that a
+// large mean of t costs nothing.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/tile/forward_tile.h"
+#include "cpu/tile/matrix_unit.h"
+
+namespace parallax::cpu {
+namespace {
+
+constexpr int kGroupRows = 16;
+constexpr int kMatrixGroups = 4;
+constexpr int kMatrixRows = kMatrixGroups * kGroupRows;
+/// Keys per step: the operands of a group's products then fit the first-level cache.
+constexpr int kMatrixKeys = 128;
+constexpr int kMatrixKeyBlocks = kMatrixKeys / kPackedRows;
+
+PLX_INLINE int matrix_dim(int head_dim) {
+  return (head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
+}
+
+/// The 16-row pieces of a wide tile, each with the keys that its own rows see, and of its state.
+PLX_INLINE QueryTile group_tile(const TileInputs& inputs, const QueryTile& tile, int group) {
+  const int64_t left = tile.num_rows - group * kGroupRows;
+  QueryTile piece = tile;
+  piece.first_row += group * kGroupRows;
+  piece.num_rows = left > kGroupRows ? kGroupRows : left;
+  const int64_t last_row = piece.first_row + piece.num_rows - 1;
+  const int64_t begin = band_begin(inputs.band, piece.first_row / inputs.group);
+  const int64_t end = band_end(inputs.band, last_row / inputs.group);
+  if (begin > piece.key_begin) piece.key_begin = begin;
+  if (end < piece.key_end) piece.key_end = end;
+  return piece;
+}
+
+PLX_INLINE TileState group_state(const TileState& state, int group, int padded) {
+  return {.sums = state.sums + group * 2 * kGroupRows * padded,
+          .max = state.max + group * kGroupRows,
+          .weight = state.weight + group * kGroupRows,
+          .t_sum = state.t_sum + group * kGroupRows,
+          .centre = state.centre + group * kGroupRows};
+}
+
+struct DepthRange {
+  int first, head_dim;
+};
+
+/// 32 numbers of each row of a group from depth.first on; zeros beyond the head size and the last
+/// row.
+static void load_depth(const RowTensor<const void>& tensor, const QueryTile& tile, int64_t group,
+                       DepthRange depth, uint16_t (*rows)[kTileDepth]) {
+  const int left = depth.head_dim - depth.first;
+  const size_t bytes = static_cast<size_t>(left < kTileDepth ? left : kTileDepth) * 2;
+  std::memset(rows, 0, kTileElements * sizeof(uint16_t));
+  for (int64_t row = 0; row < tile.num_rows; ++row) {
+    const void* const source = row_address(tensor, tile.first_row + row, group);
+    std::memcpy(rows[row], static_cast<const uint16_t*>(source) + depth.first, bytes);
+  }
+}
+
+/// Rows of a group as the right-hand factor: [Dp / 32] tiles, a column per row.
+static void load_row_columns(const RowTensor<const void>& tensor, const QueryTile& tile,
+                             int64_t group, int head_dim, uint16_t* columns) {
+  alignas(64) uint16_t rows[kGroupRows][kTileDepth];
+  for (int depth = 0; depth < head_dim; depth += kTileDepth) {
+    load_depth(tensor, tile, group, {.first = depth, .head_dim = head_dim}, rows);
+    transpose_tile(columns + depth * kGroupRows, rows[0]);
+  }
+}
+
+/// The tiles of a packed block, upper half beside lower, one step per 32 of D.
+PLX_INLINE TilePairs block_tiles(const uint16_t* tiles, int64_t block, int padded) {
+  const uint16_t* const first = tiles + block * kPackedRows * padded;
+  return {.first = first, .second = first + kTileRows * padded, .step = kTileElements};
+}
+
+/// Rows d .. d + 32 of the transposed packed blocks from `block` on, one step per block.
+PLX_INLINE TilePairs transposed_tiles(const uint16_t* transposed, int64_t block, int d,
+                                      int padded) {
+  const uint16_t* const first = transposed + block * kPackedRows * padded + d * kPackedRows;
+  return {.first = first,
+          .second = first + kTileElements,
+          .step = static_cast<int64_t>(kPackedRows) * padded};
+}
+
+/// A step of keys: whole packed blocks, of which the softmax takes the first num_keys keys; none if
+/// the tile sees no key of the step.
+struct KeyStep {
+  int64_t first_block, num_blocks;
+  int64_t num_keys;
+};
+
+PLX_INLINE KeyStep key_step(const QueryTile& tile, int64_t first_key) {
+  int64_t num_keys = tile.key_end - first_key;
+  if (num_keys > kMatrixKeys) num_keys = kMatrixKeys;
+  if (num_keys < 0 || first_key + num_keys <= tile.key_begin) num_keys = 0;
+  return {.first_block = first_key / kPackedRows,
+          .num_blocks = (num_keys + kPackedRows - 1) / kPackedRows,
+          .num_keys = num_keys};
+}
+
+/// The first step of a tile starts at a whole block; keys before its first are masked.
+PLX_INLINE int64_t first_step(const QueryTile& tile) {
+  return tile.key_begin / kPackedRows * kPackedRows;
+}
+
+/// [keys][32] fp32 pairs of halves -> for each half a tile per block of 32 keys; keys beyond the
+/// last count as zeros.
+static void round_halves(float* halves, const KeyStep& step, uint16_t* left, uint16_t* right) {
+  const int64_t end = step.num_blocks * kPackedRows;
+  for (int64_t idx = step.num_keys * 2 * kGroupRows; idx < end * 2 * kGroupRows; ++idx)
+    halves[idx] = 0.0f;
+  for (int64_t block = 0; block < step.num_blocks; ++block) {
+    const float* const source = halves + block * kPackedRows * 2 * kGroupRows;
+    round_to_pairs(left + block * kTileElements, source, 2 * kGroupRows);
+    round_to_pairs(right + block * kTileElements, source + kGroupRows, 2 * kGroupRows);
+  }
+}
+
+/// Work space of a step of one group.
+struct MatrixScratch {
+  float* scores;           // [kMatrixKeys][32]
+  uint16_t *left, *right;  // [kMatrixKeyBlocks] tiles
+};
+
+PLX_INLINE MatrixScratch take_matrix_scratch(ScratchCursor& cursor) {
+  MatrixScratch scratch{
+      .scores = cursor.take(kMatrixKeys * 2 * kGroupRows), .left = nullptr, .right = nullptr};
+  scratch.left = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
+  scratch.right = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
+  return scratch;
+}
+
+/// [S | T] of a step: scores[key][0 .. 16) = k.q, [16 .. 32) = k.r.
+PLX_INLINE void matrix_scores(const uint16_t* k_tiles, const KeyStep& step, const uint16_t* q,
+                              const uint16_t* r, int padded, float* scores) {
+  for (int64_t block = 0; block < step.num_blocks; ++block) {
+    float* const rows = scores + block * kPackedRows * 2 * kGroupRows;
+    tile_block_product<Sums::kSet>({rows, rows + kGroupRows, 2 * kGroupRows},
+                                   block_tiles(k_tiles, step.first_block + block, padded),
+                                   {q, r, kTileElements}, padded / kTileDepth);
+  }
+}
+
+/// sums[d][32] += X' [left | right] over the blocks of a step.
+PLX_INLINE void matrix_add(const uint16_t* transposed, const KeyStep& step,
+                           const MatrixScratch& scratch, int padded, float* sums) {
+  for (int d = 0; d < padded; d += kPackedRows) {
+    float* const rows = sums + d * 2 * kGroupRows;
+    tile_block_product<Sums::kAdd>({rows, rows + kGroupRows, 2 * kGroupRows},
+                                   transposed_tiles(transposed, step.first_block, d, padded),
+                                   {scratch.left, scratch.right, kTileElements}, step.num_blocks);
+  }
+}
+
+static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
+                                const TileState& state, float* scratch) {
+  const int head_dim = inputs.head_dim;
+  const int padded = matrix_dim(head_dim);
+  const TileSession session;
+  ScratchCursor cursor{scratch};
+  auto* const columns =
+      reinterpret_cast<uint16_t*>(cursor.take(kMatrixGroups * kGroupRows * padded));
+  const MatrixScratch work = take_matrix_scratch(cursor);
+  float* const rescale = cursor.take(kGroupRows);
+  const int64_t column_elements = static_cast<int64_t>(kGroupRows) * padded;
+  QueryTile tiles[kMatrixGroups];
+  RowLimits<kGroupRows> limits[kMatrixGroups];
+  const int num_groups = static_cast<int>((tile.num_rows + kGroupRows - 1) / kGroupRows);
+  start_state(state, kMatrixRows, padded);
+  for (int group = 0; group < num_groups; ++group) {
+    tiles[group] = group_tile(inputs, tile, group);
+    uint16_t* const q = columns + 2 * group * column_elements;
+    load_row_columns(inputs.q, tiles[group], inputs.group, head_dim, q);
+    load_row_columns(inputs.r, tiles[group], inputs.group, head_dim, q + column_elements);
+    limits[group] = row_limits<kGroupRows>(inputs.band, tiles[group], inputs.group);
+  }
+
+  ScoreTile<kGroupRows> scores{.scores = work.scores,
+                               .num_keys = 0,
+                               .softmax_scale = inputs.softmax_scale,
+                               .masked = false,
+                               .begin = {},
+                               .end = {}};
+  for (int64_t key = first_step(tile); key < tile.key_end; key += kMatrixKeys) {
+    for (int group = 0; group < num_groups; ++group) {
+      const KeyStep step = key_step(tiles[group], key);
+      if (step.num_keys == 0) continue;
+      scores.num_keys = step.num_keys;
+      const TileState part = group_state(state, group, padded);
+      const uint16_t* const q = columns + 2 * group * column_elements;
+      matrix_scores(inputs.packed_k.tiles, step, q, q + column_elements, padded, work.scores);
+      scores.masked = limits[group].cut(key, step.num_keys);
+      if (scores.masked) limits[group].relative(key, scores.begin, scores.end);
+      softmax_step<kGroupRows>(scores, part, rescale);
+      rescale_sums<kGroupRows>(part.sums, rescale, head_dim);
+      round_halves(work.scores, step, work.left, work.right);
+      matrix_add(inputs.packed_v.transposed, step, work, padded, part.sums);
+    }
+  }
+}
+
+static void matrix_finish_tile(const TileInputs& inputs, const QueryTile& tile,
+                               const TileState& state, const ForwardOutputs& outputs,
+                               float* scratch) {
+  for (int group = 0; group * kGroupRows < tile.num_rows; ++group)
+    finish_tile<kGroupRows>(inputs, group_tile(inputs, tile, group),
+                            group_state(state, group, matrix_dim(inputs.head_dim)), outputs,
+                            scratch);
+}
+
+static void matrix_merge_tile(const TileState& state, const TileState& other, int head_dim) {
+  const int padded = matrix_dim(head_dim);
+  for (int group = 0; group < kMatrixGroups; ++group)
+    merge_tile<kGroupRows>(group_state(state, group, padded), group_state(other, group, padded),
+                           head_dim);
+}
+
+}  // namespace
+}  // namespace parallax::cpu

@@ -1,0 +1,251 @@
+// The matrix unit: bfloat16 tile products with fp32 sums (Intel AMX-BF16), the packing that it
+// needs, and the one product that all kernels are made of. With PLX_EMULATE_AMX the eight tile
+// registers are memory, so that the kernels run, slowly and with the same bits, on any machine.
+//
+// A tile has 16 rows of 64 bytes. C[16][16] fp32 += A[16][32] B[32][16] with A row-major and B in
+// pairs: row k of B holds (B[2k][n], B[2k + 1][n]) for each n.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cpu/tile/rows.h"
+
+namespace parallax::cpu {
+namespace {
+
+constexpr int kTileRows = 16;
+constexpr int kTileDepth = 32;          // inner dimension of one product
+constexpr int kTileElements = 16 * 32;  // 16-bit numbers of a tile
+
+#ifdef PLX_EMULATE_AMX
+
+/// The registers of a thread.
+struct TileRegisters {
+  alignas(64) float words[8][16][16];
+};
+thread_local TileRegisters tile_registers;
+
+struct TileSession {
+  TileSession() {}  // not trivial, so that a session may be an unused name here too
+};
+
+template <int kTile>
+PLX_INLINE void tile_zero() {
+  std::memset(tile_registers.words[kTile], 0, sizeof tile_registers.words[kTile]);
+}
+
+template <int kTile>
+PLX_INLINE void tile_load(const void* source, int64_t stride_bytes) {
+  for (int row = 0; row < kTileRows; ++row)
+    std::memcpy(tile_registers.words[kTile][row],
+                static_cast<const char*>(source) + row * stride_bytes, 64);
+}
+
+template <int kTile>
+PLX_INLINE void tile_store(void* target, int64_t stride_bytes) {
+  for (int row = 0; row < kTileRows; ++row)
+    std::memcpy(static_cast<char*>(target) + row * stride_bytes, tile_registers.words[kTile][row],
+                64);
+}
+
+/// As the manual says: the even and the odd products of a row are summed apart, then added.
+template <int kC, int kA, int kB>
+static void tile_product() {
+  const auto low = [](float pair) { return float_of_bits(bits_of_float(pair) << 16); };
+  const auto high = [](float pair) { return float_of_bits(bits_of_float(pair) & 0xffff0000u); };
+  for (int m = 0; m < kTileRows; ++m) {
+    float even[16] = {}, odd[16] = {};
+    for (int k = 0; k < 16; ++k) {
+      const float a = tile_registers.words[kA][m][k];
+      const float* const b = tile_registers.words[kB][k];
+      for (int n = 0; n < 16; ++n) {
+        even[n] += low(a) * low(b[n]);
+        odd[n] += high(a) * high(b[n]);
+      }
+    }
+    for (int n = 0; n < 16; ++n) tile_registers.words[kC][m][n] += even[n] + odd[n];
+  }
+}
+
+#else
+
+/// Eight tiles of full size are configured as long as this lives. The registers are released at its
+/// end: who else uses the unit on this thread configures it anew.
+class TileSession {
+ public:
+  TileSession() {
+    alignas(64) uint8_t config[64] = {1};
+    for (int tile = 0; tile < 8; ++tile) {
+      config[16 + 2 * tile] = 64;  // bytes per row
+      config[48 + tile] = kTileRows;
+    }
+    asm volatile("ldtilecfg %0" : : "m"(config));
+  }
+  ~TileSession() { asm volatile("tilerelease"); }
+  TileSession(const TileSession&) = delete;
+  TileSession& operator=(const TileSession&) = delete;
+};
+
+// Own assembly, since GCC's intrinsics are macros that take the register's number as a token.
+template <int kTile>
+PLX_INLINE void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
+}
+
+template <int kTile>
+PLX_INLINE void tile_load(const void* source, int64_t stride_bytes) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2"
+               :
+               : "r"(source), "r"(stride_bytes), "i"(kTile)
+               : "memory");
+}
+
+template <int kTile>
+PLX_INLINE void tile_store(void* target, int64_t stride_bytes) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)"
+               :
+               : "r"(target), "r"(stride_bytes), "i"(kTile)
+               : "memory");
+}
+
+template <int kC, int kA, int kB>
+PLX_INLINE void tile_product() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kC), "i"(kA), "i"(kB));
+}
+
+#endif
+
+/// Where a [32][32] block of C lies: two tiles down, 16 columns each at `left` and `right`.
+struct SumBlock {
+  float *left, *right;
+  int64_t stride;  // floats from row to row
+};
+
+/// Tiles of one factor: tile k of the upper (left) half at first + k * step, of the lower (right)
+/// half at second + k * step.
+struct TilePairs {
+  const uint16_t *first, *second;
+  int64_t step;
+};
+
+enum class Sums { kSet, kAdd };
+
+/// C (+)= A B over `depth` tiles. Four sums and four operands fill the eight registers: every
+/// operand is used twice.
+template <Sums kSums>
+PLX_INLINE void tile_block_product(const SumBlock& c, const TilePairs& a, const TilePairs& b,
+                                   int64_t depth) {
+  const int64_t stride = c.stride * 4;
+  float* const lower_left = c.left + kTileRows * c.stride;
+  float* const lower_right = c.right + kTileRows * c.stride;
+  if constexpr (kSums == Sums::kAdd) {
+    tile_load<0>(c.left, stride);
+    tile_load<1>(c.right, stride);
+    tile_load<2>(lower_left, stride);
+    tile_load<3>(lower_right, stride);
+  } else {
+    tile_zero<0>();
+    tile_zero<1>();
+    tile_zero<2>();
+    tile_zero<3>();
+  }
+  for (int64_t k = 0; k < depth; ++k) {
+    tile_load<4>(a.first + k * a.step, 64);
+    tile_load<6>(b.first + k * b.step, 64);
+    tile_product<0, 4, 6>();
+    tile_load<7>(b.second + k * b.step, 64);
+    tile_product<1, 4, 7>();
+    tile_load<5>(a.second + k * a.step, 64);
+    tile_product<2, 5, 6>();
+    tile_product<3, 5, 7>();
+  }
+  tile_store<0>(c.left, stride);
+  tile_store<1>(c.right, stride);
+  tile_store<2>(lower_left, stride);
+  tile_store<3>(lower_right, stride);
+}
+
+/// The same for 16 columns: C[32][16] = A B; b.second and c.right are unused.
+PLX_INLINE void tile_column_product(const SumBlock& c, const TilePairs& a, const TilePairs& b,
+                                    int64_t depth) {
+  tile_zero<0>();
+  tile_zero<2>();
+  for (int64_t k = 0; k < depth; ++k) {
+    tile_load<6>(b.first + k * b.step, 64);
+    tile_load<4>(a.first + k * a.step, 64);
+    tile_product<0, 4, 6>();
+    tile_load<5>(a.second + k * a.step, 64);
+    tile_product<2, 5, 6>();
+  }
+  tile_store<0>(c.left, c.stride * 4);
+  tile_store<2>(c.left + kTileRows * c.stride, c.stride * 4);
+}
+
+/// A row-major tile [16][32] as the other factor: its 16 rows become columns. Words of two 16-bit
+/// numbers are transposed.
+PLX_INLINE void transpose_tile(uint16_t* target, const uint16_t* source) {
+  for (int row = 0; row < 16; row += kVectorFloats)
+    for (int column = 0; column < 16; column += kVectorFloats)
+      transpose_block<kVectorFloats>(reinterpret_cast<float*>(target) + column * 16 + row, 16,
+                                     reinterpret_cast<const float*>(source) + row * 16 + column,
+                                     16);
+}
+
+/// [32 rows][16 columns] fp32 with `stride` -> one tile of pairs of rows, rounded to bfloat16.
+PLX_INLINE void round_to_pairs(uint16_t* target, const float* source, int64_t stride) {
+#if defined(__AVX512BF16__)
+  alignas(64) static constexpr uint16_t kInterleave[32] = {
+      0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i order = _mm512_load_si512(kInterleave);
+  for (int row = 0; row < kTileDepth; row += 2) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(source + (row + 1) * stride),
+                                              _mm512_loadu_ps(source + row * stride));
+    _mm512_storeu_si512(target + row * 16,
+                        _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both)));
+  }
+#else
+  for (int row = 0; row < kTileDepth; row += 2)
+    for (int column = 0; column < 16; ++column)
+      for (int one = 0; one < 2; ++one)
+        target[row * 16 + 2 * column + one] = to_bfloat16(source[(row + one) * stride + column]);
+#endif
+}
+
+/// Rows of bfloat16 -> both packed forms (kernels.h, PackedRows).
+static void pack_block(const PackJob& job) {
+  const int padded = (job.head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
+  const uint16_t* sources[kPackedRows];
+  for (int idx = 0; idx < kPackedRows; ++idx) {
+    const int64_t row = job.first_row + idx;
+    const bool exists = row >= job.begin && row < job.end;
+    const void* const source = !exists               ? nullptr
+                               : job.keys != nullptr ? key_address(*job.keys, row)
+                                                     : row_address(*job.rows, row, job.group);
+    sources[idx] = static_cast<const uint16_t*>(source);
+  }
+  for (int depth = 0; depth < padded; depth += kTileDepth) {
+    alignas(64) uint16_t rows[kPackedRows][kTileDepth];
+    const int count = job.head_dim - depth < kTileDepth ? job.head_dim - depth : kTileDepth;
+    for (int row = 0; row < kPackedRows; ++row) {
+      std::memset(rows[row], 0, sizeof rows[row]);
+      if (sources[row] != nullptr)
+        std::memcpy(rows[row], sources[row] + depth, static_cast<size_t>(count) * 2);
+    }
+    if (job.tiles != nullptr)
+      for (int half = 0; half < 2; ++half)
+        std::memcpy(job.tiles + (half * padded + depth) * kTileRows, rows[half * kTileRows],
+                    kTileElements * sizeof(uint16_t));
+    if (job.transposed == nullptr) continue;
+    // Pairs of rows as words [16][32], then the words transposed: [32 of D][16 words].
+    alignas(64) uint32_t words[kPackedRows / 2][kTileDepth];
+    for (int pair = 0; pair < kPackedRows / 2; ++pair)
+      for (int d = 0; d < kTileDepth; ++d)
+        words[pair][d] = static_cast<uint32_t>(rows[2 * pair][d]) |
+                         static_cast<uint32_t>(rows[2 * pair + 1][d]) << 16;
+    auto* const target = reinterpret_cast<float*>(job.transposed + depth * kPackedRows);
+    transpose(target, 16, reinterpret_cast<const float*>(words), kTileDepth, 16, kTileDepth);
+  }
+}
+
+}  // namespace
+}  // namespace parallax::cpu
