@@ -18,9 +18,9 @@
 #include <vector>
 
 #include "attention_cases.h"
-#include "limits.h"
 #include "machine.h"
 #include "parallax/backend.h"
+#include "peaks.h"
 #include "timing.h"
 
 namespace parallax::bench {

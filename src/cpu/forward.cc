@@ -11,7 +11,9 @@ TileState carve_state(float* memory, int64_t padded_dim, int rows) {
           .max = stats,
           .weight = stats + rows,
           .t_sum = stats + 2 * rows,
-          .centre = stats + 3 * rows};
+          .centre = stats + 3 * rows,
+          .rounded_weight = stats + 4 * rows,
+          .rounded_t_sum = stats + 5 * rows};
 }
 
 PackedKeys::PackedKeys(const Kernels& kernels, const core::Problem& problem, PackedForm form_of_k,

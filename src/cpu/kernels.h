@@ -92,8 +92,13 @@ struct TileState {
   float* weight;  // [M] sum w
   float* t_sum;   // [M] sum w (t - centre)
   float* centre;  // [M] weighted mean of t over the first tile with a visible key
+  // The sums of w and w (t - centre) as rounded for the products: what `sums` is divided by, so
+  // that rounding changes the weights of a mean and not their sum. Zeros from kernels that round
+  // nothing.
+  float* rounded_weight;
+  float* rounded_t_sum;
 };
-constexpr int64_t state_floats(int64_t padded_dim, int rows) { return (2 * padded_dim + 4) * rows; }
+constexpr int64_t state_floats(int64_t padded_dim, int rows) { return (2 * padded_dim + 6) * rows; }
 
 struct ForwardOutputs {
   RowTensor<void> out, out_softmax;  // out_softmax.data may be null

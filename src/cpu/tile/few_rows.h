@@ -42,25 +42,44 @@ PLX_INLINE Floats<kVectorFloats> load_numbers(const void* row, int64_t idx) {
   }
 }
 
-/// Keys or values that lie at one stride.
-struct KeyRun {
-  const char* data;
-  int64_t stride_bytes;
+/// Where the keys first_key .. first_key + count lie.
+static void find_keys(const KeyTensor& tensor, int64_t first_key, int64_t count,
+                      const void** addresses) {
+  int64_t idx = 0;
+  while (idx < count) {
+    const void* address = key_address(tensor, first_key + idx);
+    int64_t run = count - idx;
+    if (tensor.pages != nullptr) {
+      const int64_t left = tensor.page_size - (first_key + idx) % tensor.page_size;
+      run = left < run ? left : run;
+    }
+    for (; run > 0; --run, ++idx) {
+      addresses[idx] = address;
+      address = advance(address, tensor.dtype, tensor.token_stride);
+    }
+  }
+}
 
-  const void* row(int64_t idx) const { return data + idx * stride_bytes; }
+/// Asks for the rows of the next block while this one is computed: with several heads in a cache's
+/// row, each head's part is too short for the hardware to see a stream.
+PLX_INLINE void prefetch_rows(const void* const* rows, int64_t count, int64_t bytes) {
+  for (int64_t idx = 0; idx < count; ++idx)
+    for (int64_t byte = 0; byte < bytes; byte += 64)
+      __builtin_prefetch(static_cast<const char*>(rows[idx]) + byte, /*rw=*/0, /*locality=*/2);
+}
+
+/// One block of keys: where they and their values lie.
+struct KeyBlock {
+  int64_t count = 0;
+  const void *keys[kFewKeys], *values[kFewKeys];
+
+  void find(const TileInputs& inputs, const QueryTile& tile, int64_t first_key) {
+    const int64_t left = tile.key_end - first_key;
+    count = left < 0 ? 0 : (left < kFewKeys ? left : kFewKeys);
+    find_keys(inputs.k, first_key, count, keys);
+    find_keys(inputs.v, first_key, count, values);
+  }
 };
-
-PLX_INLINE KeyRun key_run(const KeyTensor& tensor, int64_t first_key) {
-  return {.data = static_cast<const char*>(key_address(tensor, first_key)),
-          .stride_bytes = tensor.token_stride * element_bytes(tensor.dtype)};
-}
-
-/// How many keys from first_key on lie at one stride, at most `limit`.
-PLX_INLINE int64_t run_length(const KeyTensor& tensor, int64_t first_key, int64_t limit) {
-  if (tensor.pages == nullptr) return limit;
-  const int64_t left = tensor.page_size - first_key % tensor.page_size;
-  return left < limit ? left : limit;
-}
 
 /// The rows of a tile, their scores of one block of keys, and their sums.
 template <int kRows>
@@ -74,12 +93,13 @@ struct FewRows {
 
 /// s = q.k and t = r.k of `count` keys.
 template <int kRows, DType kType>
-PLX_INLINE void few_scores(FewRows<kRows>& rows, const KeyRun& k, int64_t count, int head_dim) {
+PLX_INLINE void few_scores(FewRows<kRows>& rows, const void* const* k, int64_t count,
+                           int head_dim) {
   using F = Floats<kVectorFloats>;
   constexpr int kKeys = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;  // at once: 2 kRows sums each
   for (int64_t first = 0; first < count; first += kKeys) {
     const void* keys[kKeys];
-    for (int i = 0; i < kKeys; ++i) keys[i] = k.row(first + i < count ? first + i : count - 1);
+    for (int i = 0; i < kKeys; ++i) keys[i] = k[first + i < count ? first + i : count - 1];
     F s[kKeys][kRows] = {}, t[kKeys][kRows] = {};
     for (int d = 0; d < head_dim; d += kVectorFloats) {
       F key[kKeys];
@@ -151,7 +171,8 @@ static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, LaneRange 
 
 /// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre).
 template <int kRows, DType kType>
-PLX_INLINE void few_values(FewRows<kRows>& rows, const KeyRun& v, int64_t count, int head_dim) {
+PLX_INLINE void few_values(FewRows<kRows>& rows, const void* const* v, int64_t count,
+                           int head_dim) {
   using F = Floats<kVectorFloats>;
   constexpr int kVectors = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;  // of D at once
   const auto add = [&]<int kCount>(int first) __attribute__((always_inline)) {
@@ -164,7 +185,7 @@ PLX_INLINE void few_values(FewRows<kRows>& rows, const KeyRun& v, int64_t count,
         o2[row][n] = load<F>(rows.o2 + at) * rows.rescale[row];
       }
     for (int64_t key = 0; key < count; ++key) {
-      const void* const source = v.row(key);
+      const void* const source = v[key];
       F value[kCount];
 #pragma GCC unroll 8
       for (int n = 0; n < kCount; ++n)
@@ -222,11 +243,18 @@ static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const
   FewRows<kRows> rows;
   start_few_rows<kRows>(inputs, tile, scratch, rows);
   const RowLimits<kRows> limits = row_limits<kRows>(inputs.band, tile, inputs.group);
-  int64_t count = 0;
-  for (int64_t key = tile.key_begin; key < tile.key_end; key += count) {
-    count = tile.key_end - key < kFewKeys ? tile.key_end - key : kFewKeys;
-    count = run_length(inputs.k, key, run_length(inputs.v, key, count));
-    few_scores<kRows, kType>(rows, key_run(inputs.k, key), count, head_dim);
+  const int64_t row_bytes = head_dim * element_bytes(kType);
+  KeyBlock blocks[2];
+  blocks[0].find(inputs, tile, tile.key_begin);
+  int current = 0;
+  for (int64_t key = tile.key_begin; key < tile.key_end; key += kFewKeys, current ^= 1) {
+    const KeyBlock& block = blocks[current];
+    KeyBlock& next = blocks[current ^ 1];
+    next.find(inputs, tile, key + kFewKeys);
+    const int64_t count = block.count;
+    prefetch_rows(next.keys, next.count, row_bytes);
+    few_scores<kRows, kType>(rows, block.keys, count, head_dim);
+    prefetch_rows(next.values, next.count, row_bytes);
     int32_t begin[kRows], end[kRows];
     limits.relative(key, begin, end);
     for (int row = 0; row < kRows; ++row) {
@@ -235,7 +263,7 @@ static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const
                          {.begin = begin[row], .end = end[row] < last ? end[row] : last},
                          inputs.softmax_scale);
     }
-    few_values<kRows, kType>(rows, key_run(inputs.v, key), count, head_dim);
+    few_values<kRows, kType>(rows, block.values, count, head_dim);
   }
   start_state(state, kNarrowRows, padded_dim(head_dim));
   for (int row = 0; row < kRows; ++row) {

@@ -72,14 +72,16 @@ PLX_INLINE Floats<kWidth> scale_and_mask(const ScoreTile<kRows>& tile, int lane,
   return running_max;
 }
 
-/// The weighted mean of t over the tile, 0 for rows that see none of its keys.
+/// The weighted mean of t over the tile, 0 for rows that see none of its keys. `scale` multiplies
+/// the scores as they stand.
 template <int kRows, int kWidth>
-PLX_INLINE Floats<kWidth> tile_t_mean(const ScoreTile<kRows>& tile, int lane, Floats<kWidth> max) {
+PLX_INLINE Floats<kWidth> tile_t_mean(const ScoreTile<kRows>& tile, int lane, Floats<kWidth> max,
+                                      float scale) {
   using F = Floats<kWidth>;
   F weight{}, t_sum{};
   const float* row = tile.scores + lane;
   for (int64_t key = 0; key < tile.num_keys; ++key, row += 2 * kRows) {
-    const F p = exponential<kWidth>(load<F>(row) - max);
+    const F p = exponential<kWidth>(load<F>(row) * scale - max);
     weight += p;
     t_sum += p * load<F>(row + kRows);
   }
@@ -99,7 +101,7 @@ static void softmax_step(const ScoreTile<kRows>& tile, const TileState& state, f
     F centre = load<F>(state.centre + lane);
     const Ints<kWidth> fresh = (old_max == -kInfinity) & (max > -kInfinity);
     if (any<kWidth>(fresh)) {
-      centre = fresh ? tile_t_mean<kRows, kWidth>(tile, lane, safe_max) : centre;
+      centre = fresh ? tile_t_mean<kRows, kWidth>(tile, lane, safe_max, 1.0f) : centre;
       store(state.centre + lane, centre);
     }
     F weight{}, t_sum{};
@@ -147,6 +149,7 @@ static void start_state(const TileState& state, int rows, int padded) {
   for (int row = 0; row < rows; ++row) {
     state.max[row] = -kInfinity;
     state.weight[row] = state.t_sum[row] = state.centre[row] = 0.0f;
+    state.rounded_weight[row] = state.rounded_t_sum[row] = 0.0f;
   }
   for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * rows; ++idx)
     state.sums[idx] = 0.0f;
@@ -190,8 +193,8 @@ static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const 
 }
 
 /// Adds the sums of two disjoint sets of keys. `other` is moved to this state's centre, or this
-/// empty state takes the other's.
-template <int kRows>
+/// empty state takes the other's. kRounded: the states come from kernels that round their weights.
+template <int kRows, bool kRounded = false>
 static void merge_tile(const TileState& state, const TileState& other, int head_dim) {
   for (int row = 0; row < kRows; ++row) {
     if (other.weight[row] == 0.0f) continue;
@@ -203,9 +206,13 @@ static void merge_tile(const TileState& state, const TileState& other, int head_
     const Floats<4> factors = exponential<4>(exponents);
     left_right[0] = state.weight[row] == 0.0f ? 0.0f : factors[0];
     left_right[1] = factors[1];
-    state.t_sum[row] = state.t_sum[row] * left_right[0] +
-                       (other.t_sum[row] + shift * other.weight[row]) * left_right[1];
-    state.weight[row] = state.weight[row] * left_right[0] + other.weight[row] * left_right[1];
+    const auto add = [&](float* t_sum, const float* more_t, float* weight, const float* more) {
+      t_sum[row] = t_sum[row] * left_right[0] + (more_t[row] + shift * more[row]) * left_right[1];
+      weight[row] = weight[row] * left_right[0] + more[row] * left_right[1];
+    };
+    add(state.t_sum, other.t_sum, state.weight, other.weight);
+    if (kRounded)
+      add(state.rounded_t_sum, other.rounded_t_sum, state.rounded_weight, other.rounded_weight);
     state.max[row] = max;
     for (int d = 0; d < head_dim; ++d) {
       float* const sums = state.sums + 2 * kRows * d + row;
@@ -217,8 +224,9 @@ static void merge_tile(const TileState& state, const TileState& other, int head_
 }
 
 /// out_softmax = O1 / d1, out = out_softmax (1 + d2 / d1) - O2 / d1, t_mean = centre + d2 / d1,
-/// lse = max + log d1; zeros and -inf for a row without keys.
-template <int kRows>
+/// lse = max + log d1; zeros and -inf for a row without keys. kRounded as in merge_tile: d1 and d2
+/// are the rounded sums in out and out_softmax.
+template <int kRows, bool kRounded = false>
 static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
                         const ForwardOutputs& outputs, float* scratch) {
   const int padded = padded_dim(inputs.head_dim);
@@ -227,8 +235,10 @@ static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const T
   transpose(scratch, padded, state.sums, 2 * kRows, padded, 2 * kRows);
   for (int row = 0; row < tile.num_rows; ++row) {
     const bool empty = state.weight[row] == 0.0f;
-    const float scale = empty ? 0.0f : 1.0f / state.weight[row];
-    const float t_mean = state.t_sum[row] * scale;
+    const float* const weight = kRounded ? state.rounded_weight : state.weight;
+    const float* const t_sum = kRounded ? state.rounded_t_sum : state.t_sum;
+    const float scale = empty ? 0.0f : 1.0f / weight[row];
+    const float t_mean = t_sum[row] * scale;
     float* const o1 = out_softmax + row * padded;
     float* const o2 = out + row * padded;
     for (int d = 0; d < inputs.head_dim; ++d) {
@@ -237,7 +247,7 @@ static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const T
     }
     if (outputs.t_mean.data != nullptr)
       *scalar_address(outputs.t_mean, tile.first_row + row, inputs.group) =
-          empty ? 0.0f : state.centre[row] + t_mean;
+          empty ? 0.0f : state.centre[row] + state.t_sum[row] / state.weight[row];
     if (outputs.lse.data != nullptr)
       *scalar_address(outputs.lse, tile.first_row + row, inputs.group) =
           empty ? -kInfinity

@@ -27,6 +27,19 @@ static void matrix_row_dots(const RowTensor<const void>& other, const QueryTile&
   for (int row = 0; row < kGroupRows; ++row) dots[row] = products[row][row];
 }
 
+/// [keys][32] fp32 pairs of halves -> for each half a tile per block of 32 keys; keys beyond the
+/// last count as zeros.
+static void round_halves(float* halves, const KeyStep& step, uint16_t* left, uint16_t* right) {
+  const int64_t end = step.num_blocks * kPackedRows;
+  for (int64_t idx = step.num_keys * 2 * kGroupRows; idx < end * 2 * kGroupRows; ++idx)
+    halves[idx] = 0.0f;
+  for (int64_t block = 0; block < step.num_blocks; ++block) {
+    const float* const source = halves + block * kPackedRows * 2 * kGroupRows;
+    round_to_pairs(left + block * kTileElements, source, 2 * kGroupRows);
+    round_to_pairs(right + block * kTileElements, source + kGroupRows, 2 * kGroupRows);
+  }
+}
+
 /// One group of 16 rows in the query pass.
 struct QueryGroup {
   QueryTile tile;

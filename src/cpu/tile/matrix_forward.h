@@ -7,18 +7,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/tile/forward_tile.h"
-#include "cpu/tile/matrix_unit.h"
+#include "cpu/tile/matrix_softmax.h"
 
 namespace parallax::cpu {
 namespace {
-
-constexpr int kGroupRows = 16;
-constexpr int kMatrixGroups = 4;
-constexpr int kMatrixRows = kMatrixGroups * kGroupRows;
-/// Keys per step: the operands of a group's products then fit the first-level cache.
-constexpr int kMatrixKeys = 128;
-constexpr int kMatrixKeyBlocks = kMatrixKeys / kPackedRows;
 
 PLX_INLINE int matrix_dim(int head_dim) {
   return (head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
@@ -43,7 +35,9 @@ PLX_INLINE TileState group_state(const TileState& state, int group, int padded) 
           .max = state.max + group * kGroupRows,
           .weight = state.weight + group * kGroupRows,
           .t_sum = state.t_sum + group * kGroupRows,
-          .centre = state.centre + group * kGroupRows};
+          .centre = state.centre + group * kGroupRows,
+          .rounded_weight = state.rounded_weight + group * kGroupRows,
+          .rounded_t_sum = state.rounded_t_sum + group * kGroupRows};
 }
 
 struct DepthRange {
@@ -109,33 +103,6 @@ PLX_INLINE int64_t first_step(const QueryTile& tile) {
   return tile.key_begin / kPackedRows * kPackedRows;
 }
 
-/// [keys][32] fp32 pairs of halves -> for each half a tile per block of 32 keys; keys beyond the
-/// last count as zeros.
-static void round_halves(float* halves, const KeyStep& step, uint16_t* left, uint16_t* right) {
-  const int64_t end = step.num_blocks * kPackedRows;
-  for (int64_t idx = step.num_keys * 2 * kGroupRows; idx < end * 2 * kGroupRows; ++idx)
-    halves[idx] = 0.0f;
-  for (int64_t block = 0; block < step.num_blocks; ++block) {
-    const float* const source = halves + block * kPackedRows * 2 * kGroupRows;
-    round_to_pairs(left + block * kTileElements, source, 2 * kGroupRows);
-    round_to_pairs(right + block * kTileElements, source + kGroupRows, 2 * kGroupRows);
-  }
-}
-
-/// Work space of a step of one group.
-struct MatrixScratch {
-  float* scores;           // [kMatrixKeys][32]
-  uint16_t *left, *right;  // [kMatrixKeyBlocks] tiles
-};
-
-PLX_INLINE MatrixScratch take_matrix_scratch(ScratchCursor& cursor) {
-  MatrixScratch scratch{
-      .scores = cursor.take(kMatrixKeys * 2 * kGroupRows), .left = nullptr, .right = nullptr};
-  scratch.left = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
-  scratch.right = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
-  return scratch;
-}
-
 /// [S | T] of a step: scores[key][0 .. 16) = k.q, [16 .. 32) = k.r.
 PLX_INLINE void matrix_scores(const uint16_t* k_tiles, const KeyStep& step, const uint16_t* q,
                               const uint16_t* r, int padded, float* scores) {
@@ -197,9 +164,8 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
       matrix_scores(inputs.packed_k.tiles, step, q, q + column_elements, padded, work.scores);
       scores.masked = limits[group].cut(key, step.num_keys);
       if (scores.masked) limits[group].relative(key, scores.begin, scores.end);
-      softmax_step<kGroupRows>(scores, part, rescale);
-      rescale_sums<kGroupRows>(part.sums, rescale, head_dim);
-      round_halves(work.scores, step, work.left, work.right);
+      if (matrix_softmax_step(scores, part, work, rescale))
+        rescale_sums<kGroupRows>(part.sums, rescale, head_dim);
       matrix_add(inputs.packed_v.transposed, step, work, padded, part.sums);
     }
   }
@@ -209,16 +175,16 @@ static void matrix_finish_tile(const TileInputs& inputs, const QueryTile& tile,
                                const TileState& state, const ForwardOutputs& outputs,
                                float* scratch) {
   for (int group = 0; group * kGroupRows < tile.num_rows; ++group)
-    finish_tile<kGroupRows>(inputs, group_tile(inputs, tile, group),
-                            group_state(state, group, matrix_dim(inputs.head_dim)), outputs,
-                            scratch);
+    finish_tile<kGroupRows, true>(inputs, group_tile(inputs, tile, group),
+                                  group_state(state, group, matrix_dim(inputs.head_dim)), outputs,
+                                  scratch);
 }
 
 static void matrix_merge_tile(const TileState& state, const TileState& other, int head_dim) {
   const int padded = matrix_dim(head_dim);
   for (int group = 0; group < kMatrixGroups; ++group)
-    merge_tile<kGroupRows>(group_state(state, group, padded), group_state(other, group, padded),
-                           head_dim);
+    merge_tile<kGroupRows, true>(group_state(state, group, padded),
+                                 group_state(other, group, padded), head_dim);
 }
 
 }  // namespace

@@ -190,25 +190,39 @@ PLX_INLINE void transpose_tile(uint16_t* target, const uint16_t* source) {
                                      16);
 }
 
-/// [32 rows][16 columns] fp32 with `stride` -> one tile of pairs of rows, rounded to bfloat16.
-PLX_INLINE void round_to_pairs(uint16_t* target, const float* source, int64_t stride) {
+/// 16 columns of a tile of pairs of rows: `even` and `odd` are lanes of two rows, rounded to
+/// bfloat16. Adds both, as rounded, to `sums`.
+template <int kWidth>
+PLX_INLINE void store_pair(uint16_t* target, Floats<kWidth> even, Floats<kWidth> odd,
+                           Floats<kWidth>& sums) {
 #if defined(__AVX512BF16__)
   alignas(64) static constexpr uint16_t kInterleave[32] = {
       0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const __m512i order = _mm512_load_si512(kInterleave);
-  for (int row = 0; row < kTileDepth; row += 2) {
-    const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(source + (row + 1) * stride),
-                                              _mm512_loadu_ps(source + row * stride));
-    _mm512_storeu_si512(target + row * 16,
-                        _mm512_permutexvar_epi16(order, reinterpret_cast<__m512i>(both)));
-  }
+  const __m512i pairs = _mm512_permutexvar_epi16(
+      _mm512_load_si512(kInterleave), reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(odd, even)));
+  _mm512_storeu_si512(target, pairs);
+  const __m512i ones = _mm512_set1_epi16(0x3f80);
+  sums =
+      _mm512_dpbf16_ps(sums, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(ones));
 #else
-  for (int row = 0; row < kTileDepth; row += 2)
-    for (int column = 0; column < 16; ++column)
-      for (int one = 0; one < 2; ++one)
-        target[row * 16 + 2 * column + one] = to_bfloat16(source[(row + one) * stride + column]);
+  for (int lane = 0; lane < kWidth; ++lane) {
+    target[2 * lane] = to_bfloat16(even[lane]);
+    target[2 * lane + 1] = to_bfloat16(odd[lane]);
+    sums[lane] += from_bfloat16(target[2 * lane]) + from_bfloat16(target[2 * lane + 1]);
+  }
 #endif
+}
+
+/// [32 rows][16 columns] fp32 with `stride` -> one tile of pairs of rows, rounded to bfloat16.
+PLX_INLINE void round_to_pairs(uint16_t* target, const float* source, int64_t stride) {
+  constexpr int kWidth = kVectorFloats;
+  using F = Floats<kWidth>;
+  F ignored{};
+  for (int row = 0; row < kTileDepth; row += 2)
+    for (int lane = 0; lane < kTileRows; lane += kWidth)
+      store_pair<kWidth>(target + row * kTileRows + 2 * lane, load<F>(source + row * stride + lane),
+                         load<F>(source + (row + 1) * stride + lane), ignored);
 }
 
 /// Rows of bfloat16 -> both packed forms (kernels.h, PackedRows).
