@@ -31,8 +31,8 @@ struct Query {
 };
 
 /// Adds what one query contributes to every gradient:
-///   g = d_out.v    gbar = sum p g = d_out.out_softmax    tau = sum w g = d_out.out    w = p (1 +
-///   t_mean - t) ds = w (g - gbar) + p (gbar - tau)                   dt = -p (g - gbar)
+///   g = d_out.v    gbar = sum p g = d_out.out_softmax    tau = sum w g = d_out.out
+///   w = p (1 + t_mean - t)    ds = w (g - gbar) + p (gbar - tau)    dt = -p (g - gbar)
 template <typename T>
 void backward_row(const core::Problem& problem, const Inputs<T>& inputs, const Row& row,
                   int64_t head_kv, Query<T>& query, KeyGradients& sums) {
