@@ -3,6 +3,7 @@
 #include <array>
 #include <string>
 
+#include "core/check_tensor.h"
 #include "core/env.h"
 #include "core/log.h"
 #include "core/validate.h"
@@ -13,30 +14,27 @@
 namespace parallax {
 namespace {
 
-/// What PLX_LOG=dispatch and errors say about a call.
-std::string describe(std::string_view function, const ConstTensorView& q,
-                     const ConstTensorView& k) {
+/// What PLX_LOG=dispatch and errors say about a call: "decode q[2, 1, 8, 64] k_cache[...] float32".
+std::string describe(std::string_view function, const core::Argument& queries,
+                     const core::Argument& keys) {
   std::string text{function};
-  const auto append_shape = [&text](std::string_view label, const ConstTensorView& view) {
-    text.append(" ").append(label).append("[");
-    for (int dim = 0; dim < view.rank; ++dim)
-      text.append(dim > 0 ? ", " : "").append(std::to_string(view.size(dim)));
-    text.append("]");
-  };
-  append_shape("q", q);
-  append_shape("k", k);
-  return text.append(" ").append(name(q.dtype));
+  for (const core::Argument& argument : {queries, keys})
+    text.append(" ").append(argument.name).append(core::shape_text(argument.view));
+  return text.append(" ").append(name(queries.view.dtype));
 }
 
 std::string describe(const ForwardArgs& args) {
-  return describe("attention_forward", args.q, args.k);
+  return describe("attention_forward", {"q", args.q}, {"k", args.k});
 }
 std::string describe(const BackwardArgs& args) {
-  return describe("attention_backward", args.q, args.k);
+  return describe("attention_backward", {"q", args.q}, {"k", args.k});
 }
-std::string describe(const DecodeArgs& args) { return describe("decode", args.q, args.k_cache); }
+std::string describe(const DecodeArgs& args) {
+  return describe("decode", {"q", args.q}, {"k_cache", args.k_cache});
+}
 std::string describe(const MergeArgs& args) {
-  return describe("merge_states", args.out, args.partials.front().out);
+  return "merge_states of " + std::to_string(args.partials.size()) + " out" +
+         core::shape_text(args.out) + " " + std::string(name(args.out.dtype));
 }
 
 const Backend& backend_named(std::string_view wanted) {

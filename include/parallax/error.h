@@ -37,10 +37,3 @@ template <typename... Parts>
 
 /// Throws parallax::Error with the streamed message parts.
 #define PLX_FAIL(...) ::parallax::internal::throw_error(__VA_ARGS__)
-
-/// PLX_CHECK for faults of the library itself: on in debug builds and tests, nothing in release.
-#ifdef NDEBUG
-#define PLX_DCHECK(condition, ...) ((void)0)
-#else
-#define PLX_DCHECK(condition, ...) PLX_CHECK(condition, "internal error: ", __VA_ARGS__)
-#endif

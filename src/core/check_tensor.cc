@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <numeric>
 #include <utility>
 
@@ -47,15 +48,26 @@ struct ByteRange {
 ByteRange byte_range(const ConstTensorView& view) {
   int64_t lowest = 0;
   int64_t highest = 0;
+  std::vector<std::pair<int64_t, int64_t>> steps;  // (distance, size), the shortest first
   for (int dim = 0; dim < view.rank; ++dim) {
     const int64_t reach = (view.size(dim) - 1) * view.stride(dim);
     (reach < 0 ? lowest : highest) += reach;
+    if (reach != 0) steps.emplace_back(std::abs(view.stride(dim)), view.size(dim));
+  }
+  std::sort(steps.begin(), steps.end());
+  // Without gaps if no step is longer than what the shorter ones cover from one end to the other.
+  // Repeated elements (stride 0) cover nothing new.
+  int64_t covered = 1;
+  bool gapless = true;
+  for (const auto& [distance, size] : steps) {
+    gapless = gapless && distance <= covered;
+    covered += (size - 1) * distance;
   }
   const auto element = static_cast<int64_t>(size_of(view.dtype));
   const auto base = reinterpret_cast<intptr_t>(view.data);
   return {.begin = static_cast<uintptr_t>(base + lowest * element),
           .end = static_cast<uintptr_t>(base + (highest + 1) * element),
-          .gapless = highest - lowest + 1 <= view.num_elements()};
+          .gapless = gapless};
 }
 
 bool surely_overlap(const ConstTensorView& a, const ConstTensorView& b) {
@@ -107,7 +119,8 @@ void check_floating(const Argument& argument) {
 void check_innermost_stride(const Argument& argument) {
   const ConstTensorView& view = argument.view;
   const int last = view.rank - 1;
-  PLX_CHECK(view.size(last) <= 1 || view.stride(last) == 1, argument.name, " has stride ",
+  const bool never_stepped = view.size(last) <= 1 || view.num_elements() == 0;
+  PLX_CHECK(never_stepped || view.stride(last) == 1, argument.name, " has stride ",
             view.stride(last), " in its last dimension; it must be 1");
 }
 

@@ -36,7 +36,7 @@ void check_shape(const Argument& argument, const ExpectedShape& expected);
 void check_dtype(const Argument& argument, DType expected, std::string_view reason);
 /// float32, bfloat16, float16 or float64.
 void check_floating(const Argument& argument);
-/// Stride 1 in the last dimension (where it has more than one element).
+/// Stride 1 in the last dimension, unless that has one element or the tensor none.
 void check_innermost_stride(const Argument& argument);
 /// Lengths, boundaries or page numbers: int32 without gaps along the last dimension.
 void check_index_vector(const Argument& argument, const ExpectedShape& expected);

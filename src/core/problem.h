@@ -20,9 +20,7 @@ struct KeyRange {
   int64_t begin = 0;
   int64_t end = 0;
 
-  int64_t size() const { return end - begin; }
   bool empty() const { return begin >= end; }
-  bool operator==(const KeyRange&) const = default;
 };
 
 /// One sequence of the batch.
@@ -52,11 +50,6 @@ struct Rows {
     if (pages == nullptr) return data + token * token_stride + head * head_stride;
     return data + pages[token / page_size] * page_stride + (token % page_size) * token_stride +
            head * head_stride;
-  }
-
-  /// How many tokens, `token` the first, lie token_stride apart: to the end of its page, or all.
-  int64_t run_length(int64_t token) const {
-    return pages == nullptr ? std::numeric_limits<int64_t>::max() : page_size - token % page_size;
   }
 };
 

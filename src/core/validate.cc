@@ -111,10 +111,15 @@ void check_groups(const Layout& layout, std::string_view name, const ConstTensor
             "; the query heads must be a multiple of the key heads");
 }
 
-void check_options(const AttentionOptions& options) {
-  if (options.softmax_scale)
-    PLX_CHECK(std::isfinite(*options.softmax_scale), "softmax_scale is ", *options.softmax_scale,
-              "; it must be finite");
+/// `dtype` is the inputs'; all but float64 inputs are computed with a scale rounded to float32.
+void check_options(const AttentionOptions& options, DType dtype) {
+  if (options.softmax_scale) {
+    const double scale = *options.softmax_scale;
+    PLX_CHECK(std::isfinite(scale), "softmax_scale is ", scale, "; it must be finite");
+    PLX_CHECK(dtype == DType::kFloat64 || std::isfinite(static_cast<float>(scale)),
+              "softmax_scale is ", scale, " and q is ", name(dtype),
+              "; it must be finite in float32");
+  }
   if (options.window) {
     PLX_CHECK(options.mask == Mask::kCausal, "window is ", *options.window,
               " with the full mask; a window needs the causal mask");
@@ -166,7 +171,7 @@ ExpectedShape shape_of_k(const ConstTensorView& k) {
 /// The inputs that forward and backward share, without reading an index value.
 template <typename Args>
 Layout check_training_inputs(const Args& args) {
-  check_options(args.options);
+  check_options(args.options, args.q.dtype);
   const Layout layout = check_query_layout({"q", args.q});
   check_values({"r", args.r}, layout, layout.queries());
   check_values({"k", args.k}, layout, layout.keys());
@@ -222,10 +227,12 @@ void check_gradients(const BackwardArgs& args, const Layout& layout) {
 void check_caches(const DecodeArgs& args, const Layout& layout, int64_t batch) {
   const bool paged = args.page_table.defined();
   const int64_t num_entries = paged ? kAnySize : batch;
-  check_values({"k_cache", args.k_cache}, layout,
-               {{num_entries, kAnySize, kAnySize, layout.head_dim},
-                paged ? "[num_pages, page_size, Hkv, D] with q's D"
-                      : "[B, capacity, Hkv, D] with q's B and D"});
+  check_values(
+      {"k_cache", args.k_cache}, layout,
+      {{num_entries, kAnySize, kAnySize, layout.head_dim},
+       paged           ? "[num_pages, page_size, Hkv, D] with q's D"
+       : layout.packed ? "[B, capacity, Hkv, D] with B + 1 entries in cu_seqlens_q and q's D"
+                       : "[B, capacity, Hkv, D] with q's B and D"});
   check_groups(layout, "k_cache", args.k_cache);
   check_values({"v_cache", args.v_cache}, layout,
                {{args.k_cache.size(0), args.k_cache.size(1), args.k_cache.size(2), layout.head_dim},
@@ -306,7 +313,7 @@ void validate(const BackwardArgs& args) {
 }
 
 void validate(const DecodeArgs& args) {
-  check_options(args.options);
+  check_options(args.options, args.q.dtype);
   PLX_CHECK(args.options.mask == Mask::kCausal, "decode was asked for the full mask; it is causal");
   for (const Argument& unbuilt :
        {Argument{"k_scale", args.k_scale}, Argument{"v_scale", args.v_scale}})

@@ -124,6 +124,22 @@ TEST(Backends, DispatchLogNamesCallAndChoice) {
             "reference (forced)\n");
 }
 
+TEST(Backends, DispatchLogOfAMergeNamesItsOutput) {
+  const ScopedEnv backend(core::Env::kBackend, "reference");
+  const ScopedEnv log(core::Env::kLog, "dispatch");
+  std::array<float, 2> part{1, 2}, out{};
+  std::array<float, 1> zero{0};
+  const PartialState partial{.out = make_view(part.data(), {1, 1, 1, 2}),
+                             .out_softmax = make_view(part.data(), {1, 1, 1, 2}),
+                             .lse = make_view(zero.data(), {1, 1, 1}),
+                             .t_mean = make_view(zero.data(), {1, 1, 1})};
+  ::testing::internal::CaptureStderr();
+  merge_states({.partials = {&partial, 1}, .out = make_view(out.data(), {1, 1, 1, 2})});
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
+            "parallax [dispatch]: merge_states of 1 out[1, 1, 1, 2] float32 -> reference "
+            "(forced)\n");
+}
+
 TEST(Backends, NothingIsLoggedByDefault) {
   const ScopedEnv log(core::Env::kLog, "");
   TinyCall call;

@@ -186,6 +186,14 @@ TEST_F(ValidateForward, StrideOfASizeOneHeadDimensionIsFree) {
   EXPECT_EQ(refusal(one), "accepted");
 }
 
+TEST_F(ValidateForward, AnEmptyTensorMayHaveAnyStride) {
+  for (TensorView* out : {&args.out, &args.out_softmax}) *out = arena.tensor({2, 0, 4, 8});
+  args.lse = args.t_mean = arena.tensor({2, 4, 0});
+  args.q = args.r = arena.tensor({2, 0, 4, 8});
+  args.q.strides[3] = 0;
+  EXPECT_EQ(refusal(args), "accepted");
+}
+
 TEST_F(ValidateForward, OutputThatRevisitsElements) {
   args.out.strides[0] = 0;
   EXPECT_EQ(refusal(args),
@@ -231,6 +239,22 @@ TEST_F(ValidateForward, OutputsInterleavedInOneBufferAreAllowed) {
   EXPECT_EQ(refusal(args), "accepted");
 }
 
+/// A repeated dimension (stride 0) holds no more memory than one element of it.
+TEST_F(ValidateForward, AnOutputInTheGapOfARepeatedInputIsAllowed) {
+  const TensorView buffer = arena.tensor({8, 8});
+  args.q = args.r = arena.tensor({4, 1, 1, 8});
+  args.k = args.v = make_view(static_cast<float*>(buffer.data), {4, 2, 1, 8}, {0, 56, 8, 1});
+  args.out = make_view(static_cast<float*>(buffer.data) + 16, {4, 1, 1, 8});
+  args.out_softmax = args.lse = args.t_mean = {};
+  EXPECT_EQ(refusal(args), "accepted");
+  args.out.data = static_cast<float*>(buffer.data) + 32;  // its last row is k's second
+  EXPECT_EQ(refusal(args), "accepted");                   // a range with gaps: only partly checked
+  args.k.strides[1] = 8;                                  // rows 0 and 1, repeated
+  args.out.data = static_cast<float*>(buffer.data) + 8;
+  EXPECT_EQ(refusal(args),
+            "out and k share memory; an output must not overlap an input or another output");
+}
+
 TEST_F(ValidateForward, InputsMayShareMemory) {
   args.r = args.q;
   args.v = args.k;
@@ -247,6 +271,17 @@ TEST_F(ValidateForward, Window) {
 TEST_F(ValidateForward, SoftmaxScale) {
   args.options.softmax_scale = std::numeric_limits<float>::infinity();
   EXPECT_EQ(refusal(args), "softmax_scale is inf; it must be finite");
+  args.options.softmax_scale = -1e39;
+  EXPECT_EQ(refusal(args),
+            "softmax_scale is -1e+39 and q is float32; it must be finite in float32");
+}
+
+TEST_F(ValidateForward, SoftmaxScaleOfFloat64InputsIsADouble) {
+  for (ConstTensorView* view : {&args.q, &args.r, &args.k, &args.v}) view->dtype = DType::kFloat64;
+  args.out = arena.tensor<double>({2, 3, 4, 8});
+  args.out_softmax = args.lse = args.t_mean = {};
+  args.options.softmax_scale = 1e39;
+  EXPECT_EQ(refusal(args), "accepted");
 }
 
 TEST_F(ValidateForward, BoundariesWithDenseTensors) {
@@ -457,6 +492,14 @@ TEST_F(ValidateDecode, ShapesOfCaches) {
   EXPECT_EQ(refusal(args),
             "k_cache has shape [3, 16, 2, 8]; it must be [2, any, any, 8] ([B, capacity, Hkv, D] "
             "with q's B and D)");
+}
+
+TEST_F(ValidateDecode, BatchOfCachesWithPackedQueries) {
+  args.q = args.r = args.out = arena.tensor({4, 4, 8});
+  args.cu_seqlens_q = arena.ints({0, 1, 2, 4});
+  EXPECT_EQ(refusal(args),
+            "k_cache has shape [2, 16, 2, 8]; it must be [3, any, any, 8] ([B, capacity, Hkv, D] "
+            "with B + 1 entries in cu_seqlens_q and q's D)");
 }
 
 TEST_F(ValidateDecode, HeadsThatDoNotDivide) {
