@@ -1,5 +1,5 @@
-// The CPU backend's three computations, over any of the kernel tables. Arguments have passed
-// validation and supports().
+// The CPU backend's computations; all but the merge run over any of the kernel tables. Arguments
+// have passed validation and supports().
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -21,6 +21,10 @@ void backward(const Kernels& kernels, const BackwardArgs& args);
 /// least 512 keys, cut by the sequence's own length, so that its bits depend on nothing else.
 /// Memory beside the outputs: a fixed scratch per thread and one fp32 tile state per piece.
 void decode(const Kernels& kernels, const DecodeArgs& args);
+
+/// In float64, with the bits of the reference. Memory beside the outputs: 16 bytes per partial and
+/// task.
+void merge(const MergeArgs& args);
 
 /// k and v of a call as its kernels take them; nothing for kernels that read them where they lie.
 class PackedKeys {

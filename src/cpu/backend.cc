@@ -40,16 +40,14 @@ class CpuBackend final : public Backend {
   Support supports(const DecodeArgs& args) const override {
     return supports_tensor("decode", args.q);
   }
-  Support supports(const MergeArgs&) const override {
-    return Support::no(
-        "cpu merge: not built; it reads and writes each number once, so the reference "
-        "backend's loop is enough");
+  Support supports(const MergeArgs& args) const override {
+    return supports_tensor("merge", args.out);
   }
 
   void forward(const ForwardArgs& args) const override { cpu::forward(kernels(args.q), args); }
   void backward(const BackwardArgs& args) const override { cpu::backward(kernels(args.q), args); }
   void decode(const DecodeArgs& args) const override { cpu::decode(kernels(args.q), args); }
-  void merge(const MergeArgs& args) const override { PLX_FAIL(supports(args).reason); }
+  void merge(const MergeArgs& args) const override { cpu::merge(args); }
 
  private:
   const Kernels& kernels(const ConstTensorView& q) const {

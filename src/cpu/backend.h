@@ -11,8 +11,9 @@ namespace parallax::cpu {
 
 /// Runs on the best instruction set of this machine (AMX-BF16, AVX-512, AVX2 with FMA, or the
 /// compiler's default target), or the one that PLX_ISA names; throws Error if the machine lacks
-/// that. Computes forward, backward and decode in float32, bfloat16 and float16, with fp32 sums
-/// inside. The same bits for any number of threads; the bits differ between instruction sets.
+/// that. Takes float32, bfloat16 and float16. Forward, backward and decode have fp32 sums inside;
+/// the merge has float64, with the reference's bits. The same bits for any number of threads; those
+/// of the first three differ between instruction sets.
 const Backend& backend();
 
 /// The same on one instruction set: for tests.

@@ -122,13 +122,12 @@ void expect_rounding(DType dtype) {
 TEST(CpuKernels, StoresRoundTiesToEvenInBFloat16) { expect_rounding(DType::kBFloat16); }
 TEST(CpuKernels, StoresRoundTiesToEvenInFloat16) { expect_rounding(DType::kFloat16); }
 
-TEST(CpuBackend, RefusesFloat64AndMergeWithAReason) {
+TEST(CpuBackend, RefusesFloat64WithAReason) {
   ForwardArgs args;
   args.q.dtype = DType::kFloat64;
   const Support support = cpu::backend().supports(args);
   EXPECT_FALSE(support.ok);
   EXPECT_NE(support.reason.find("float64"), std::string::npos) << support.reason;
-  EXPECT_FALSE(cpu::backend().supports(MergeArgs{}).reason.empty());
 }
 
 TEST(CpuBackend, RefusesTensorsOfAnotherDevice) {
