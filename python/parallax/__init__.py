@@ -72,10 +72,12 @@ def attention(
     `deterministic` asks the same of the gradients, and None follows
     torch.are_deterministic_algorithms_enabled(). On the CPU they always are, for any number of
     threads. Any strides are read in place if the innermost one is 1; other inputs are copied first.
-    Raises RuntimeError for arguments that are not allowed, and for double backward.
+    Raises RuntimeError for arguments that are not allowed, for double backward and for forward-mode
+    derivatives, and TypeError for a scale that is a tensor.
     """
     tensors = {"q": q, "r": r, "k": k, "v": v}
     _ops.require_tensors("attention", tensors)
+    _ops.require_number("attention", "scale", scale)
     options = (scale, causal, window)
     return _attend(tensors.values(), (None, None), options, deterministic, return_stats)
 
@@ -108,6 +110,7 @@ def varlen_attention(
     tensors = {"q": q, "r": r, "k": k, "v": v}
     lengths = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     _ops.require_tensors("varlen_attention", tensors, optional=lengths)  # the op names what misses
+    _ops.require_number("varlen_attention", "scale", scale)
     options = (scale, causal, window)
     return _attend(tensors.values(), lengths.values(), options, deterministic, return_stats)
 
@@ -160,6 +163,7 @@ def decode(
             "v_scale": v_scale,
         },
     )
+    _ops.require_number("decode", "scale", scale)
     state = State(
         *torch.ops.parallax.decode(
             _ops.unit_innermost_stride(q),

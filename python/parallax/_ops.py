@@ -2,14 +2,16 @@
 """Loads the op library and adds what its C++ side leaves to Python.
 
 The ops of `torch.ops.parallax` are C++ (src/torch), built on Torch's stable ABI. That ABI has no
-fake kernels, autograd or autocast, so those three are registered here. Fake kernels use symbolic
-sizes only, so that one compiled graph serves every shape.
+fake kernels (_fake.py), autograd or autocast, so those three are registered here.
 """
 
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from parallax import _fake
 
 LIBRARY = Path(__file__).parent / "_lib" / "libparallax_torch.so"
 
@@ -35,61 +37,44 @@ _ops = torch.ops.parallax
 
 # ---- fake kernels -----------------------------------------------------------------------------
 
-
-def _check_devices(first: Tensor, *others) -> None:
-    """A tensor on the meta device brings any call here, so this is where the mixture is refused."""
-    for other in others:
-        if isinstance(other, Tensor):
-            torch._check(
-                other.device == first.device,
-                lambda device=other.device: (
-                    f"tensors on {first.device} and {device}; all tensors must be on one device"
-                ),
-            )
-
-
-def _fake_outputs(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out and out_softmax like q, contiguous; lse and t_mean [B, H, T], or [H, T] packed."""
-    torch._check(q.dim() in (3, 4), lambda: f"q: got {q.dim()} dimensions, expected 3 or 4")
-    *batch, tokens, heads, _ = q.shape
-    stats_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse, t_mean = (q.new_empty((*batch, heads, tokens), dtype=stats_dtype) for _ in range(2))
-    return q.new_empty(q.shape), q.new_empty(q.shape), lse, t_mean
-
-
-@torch.library.register_fake("parallax::attention_forward")
-def _(q, r, k, v, cu_seqlens_q, cu_seqlens_k, scale, causal, window, deterministic=False):
-    _check_devices(q, r, k, v, cu_seqlens_q, cu_seqlens_k)
-    return _fake_outputs(q)
-
-
-@torch.library.register_fake("parallax::attention_backward")
-def _(d_out, q, r, k, v, *saved_tensors_and_options):
-    _check_devices(d_out, q, r, k, v, *saved_tensors_and_options)
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (q, r, k, v))
-
-
-@torch.library.register_fake("parallax::decode")
-def _(q, *cache_and_options):
-    _check_devices(q, *cache_and_options)
-    return _fake_outputs(q)
-
-
-@torch.library.register_fake("parallax::merge_states")
-def _(out, out_softmax, lse, t_mean):
-    _check_devices(*out, *out_softmax, *lse, *t_mean)
-    return _fake_outputs(out[0])
+for _name in ("attention_forward", "attention_backward", "decode", "merge_states"):
+    torch.library.register_fake(f"parallax::{_name}", getattr(_fake, _name))
 
 
 # ---- autograd ---------------------------------------------------------------------------------
 
 
 def require_tensors(function: str, required: dict, optional: dict | None = None) -> None:
-    """TypeError for an argument that is no tensor; `optional` ones may be None."""
+    """TypeError for an argument that is no tensor; `optional` ones may be None.
+
+    RuntimeError for one that carries a forward-mode tangent.
+    """
     for name, value in {**required, **(optional or {})}.items():
         if not isinstance(value, Tensor) and not (value is None and name not in required):
             given = type(value).__name__
             raise TypeError(f"{function}: {name} is of type {given}; it must be a torch.Tensor")
+    _require_no_tangents(function, required)
+
+
+def require_number(function: str, name: str, value) -> None:
+    """TypeError for a tensor, which would be read as a number and lose its gradient."""
+    if isinstance(value, Tensor):
+        raise TypeError(
+            f"{function}: {name} is of type Tensor, and no gradient flows through it; it must be a "
+            f"float or None ({name}.item())"
+        )
+
+
+def _require_no_tangents(function: str, tensors: dict) -> None:
+    """Forward-mode derivatives are an error: the ops have none, and dropping them gives zeros."""
+    if forward_ad._current_level < 0:
+        return
+    for name, tensor in tensors.items():
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError(
+                f"{function}: {name} carries a forward-mode tangent (torch.func.jvp, jacfwd, "
+                "hessian); only reverse mode is supported"
+            )
 
 
 def unit_innermost_stride(tensor: Tensor) -> Tensor:
@@ -128,13 +113,44 @@ torch.library.register_autograd(
 )
 
 
+# A gradient that is asked of the other ops is an error, not silently absent. The error is an op of
+# its own, because torch.compile runs every backward function once, to trace it: an exception there
+# would refuse the forward pass too.
+_library = torch.library.Library("parallax", "FRAGMENT")
+_library.define(
+    "refuse_gradient(Tensor gradient, SymInt[] sizes, ScalarType dtype, str message) -> Tensor"
+)
+
+
+@torch.library.impl(_library, "refuse_gradient", "CompositeExplicitAutograd")
+def _(gradient, sizes, dtype, message):
+    raise RuntimeError(message)
+
+
+@torch.library.register_fake("parallax::refuse_gradient", lib=_library)
+def _(gradient, sizes, dtype, message):
+    return gradient.new_empty(sizes, dtype=dtype)
+
+
 def _refuse_gradients(op: str, reason: str) -> None:
-    """A gradient that is asked of `op` is an error, not silently absent."""
+    message = f"parallax::{op} is not differentiable: {reason}"
 
-    def backward(ctx, *_):
-        raise RuntimeError(f"parallax::{op} is not differentiable: {reason}")
+    def setup_context(ctx, inputs, output):
+        # Shapes, not tensors: a cache that is written to before the backward pass is no error.
+        ctx.inputs = torch.utils._pytree.tree_map(
+            lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else None, inputs
+        )
 
-    torch.library.register_autograd(f"parallax::{op}", backward)
+    def backward(ctx, gradient, *_):
+        def refused(x):
+            return None if x is None else _ops.refuse_gradient(gradient, *x, message)
+
+        return tuple(
+            [refused(x) for x in given] if isinstance(given, list) else refused(given)
+            for given in ctx.inputs
+        )
+
+    torch.library.register_autograd(f"parallax::{op}", backward, setup_context=setup_context)
 
 
 _refuse_gradients(
@@ -146,8 +162,6 @@ _refuse_gradients("merge_states", "train with parallax.attention or parallax.var
 
 # ---- autocast ---------------------------------------------------------------------------------
 # torch.library.register_autocast casts to one fixed dtype; these follow torch.autocast(dtype=).
-
-_library = torch.library.Library("parallax", "IMPL")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
+#include <string>
+#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -41,15 +43,16 @@ Tensor new_contiguous(const Tensor& tensor) {
 struct OutputTensors {
   Tensor out, out_softmax, lse, t_mean;
 
-  explicit OutputTensors(const Tensor& q)
-      : out(new_contiguous(q)),
-        out_softmax(new_contiguous(q)),
-        lse(empty_statistics(q)),
-        t_mean(empty_statistics(q)) {}
+  /// `name` is that of `q` in messages.
+  explicit OutputTensors(const Tensor& q, std::string_view name)
+      : out(new_contiguous(q)), out_softmax(new_contiguous(q)) {
+    PLX_CHECK(q.dim() == 3 || q.dim() == 4, name, " has ", q.dim(),
+              " dimensions; it must be [B, Tq, Hq, D], or packed [total_q, Hq, D]");
+    lse = empty_statistics(q);
+    t_mean = empty_statistics(q);
+  }
 
   static Tensor empty_statistics(const Tensor& q) {
-    PLX_CHECK(q.dim() == 3 || q.dim() == 4, "q has ", q.dim(),
-              " dimensions; it must be [B, Tq, Hq, D], or packed [total_q, Hq, D]");
     std::vector<int64_t> sizes(q.sizes().begin(), q.sizes().end() - 1);
     std::swap(sizes[sizes.size() - 2], sizes[sizes.size() - 1]);
     const bool is_double = q.scalar_type() == ScalarType::Double;
@@ -79,13 +82,13 @@ Outputs forward_kernel(const Tensor& q, const Tensor& r, const Tensor& k, const 
                        const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                        std::optional<double> scale, bool causal, std::optional<int64_t> window,
                        bool /*deterministic: the forward pass always is*/) {
-  const OutputTensors outputs(q);
+  const OutputTensors outputs(q, "q");
   ForwardArgs args{.q = const_view(q, "q"),
                    .r = const_view(r, "r"),
                    .k = const_view(k, "k"),
                    .v = const_view(v, "v"),
-                   .cu_seqlens_q = const_view(cu_seqlens_q, "cu_seqlens_q"),
-                   .cu_seqlens_k = const_view(cu_seqlens_k, "cu_seqlens_k"),
+                   .cu_seqlens_q = index_view(cu_seqlens_q, "cu_seqlens_q"),
+                   .cu_seqlens_k = index_view(cu_seqlens_k, "cu_seqlens_k"),
                    .options = options_of(scale, mask_of(causal), window)};
   outputs.set_views(args);
   attention_forward(args);
@@ -110,8 +113,8 @@ Outputs backward_kernel(const Tensor& d_out, const Tensor& q, const Tensor& r, c
                       .out_softmax = const_view(out_softmax, "out_softmax"),
                       .lse = const_view(lse, "lse"),
                       .t_mean = const_view(t_mean, "t_mean"),
-                      .cu_seqlens_q = const_view(cu_seqlens_q, "cu_seqlens_q"),
-                      .cu_seqlens_k = const_view(cu_seqlens_k, "cu_seqlens_k"),
+                      .cu_seqlens_q = index_view(cu_seqlens_q, "cu_seqlens_q"),
+                      .cu_seqlens_k = index_view(cu_seqlens_k, "cu_seqlens_k"),
                       .options = options_of(scale, mask_of(causal), window),
                       .deterministic = deterministic,
                       .dq = mutable_view(dq, "dq"),
@@ -127,15 +130,15 @@ Outputs decode_kernel(const Tensor& q, const Tensor& r, const Tensor& k_cache,
                       const OptionalTensor& page_table, const OptionalTensor& k_scale,
                       const OptionalTensor& v_scale, std::optional<double> scale,
                       std::optional<int64_t> window, bool batch_invariant) {
-  const OutputTensors outputs(q);
+  const OutputTensors outputs(q, "q");
   DecodeArgs args{.q = const_view(q, "q"),
                   .r = const_view(r, "r"),
                   .k_cache = const_view(k_cache, "k_cache"),
                   .v_cache = const_view(v_cache, "v_cache"),
-                  .cache_starts = const_view(cache_starts, "cache_starts"),
-                  .cache_seqlens = const_view(cache_seqlens, "cache_seqlens"),
-                  .cu_seqlens_q = const_view(cu_seqlens_q, "cu_seqlens_q"),
-                  .page_table = const_view(page_table, "page_table"),
+                  .cache_starts = index_view(cache_starts, "cache_starts"),
+                  .cache_seqlens = index_view(cache_seqlens, "cache_seqlens"),
+                  .cu_seqlens_q = index_view(cu_seqlens_q, "cu_seqlens_q"),
+                  .page_table = index_view(page_table, "page_table"),
                   .k_scale = const_view(k_scale, "k_scale"),
                   .v_scale = const_view(v_scale, "v_scale"),
                   .options = options_of(scale, Mask::kCausal, window),
@@ -154,12 +157,14 @@ Outputs merge_states_kernel(const std::vector<Tensor>& out, const std::vector<Te
             "merge_states: got ", num_partials, " out, ", out_softmax.size(), " out_softmax, ",
             lse.size(), " lse and ", t_mean.size(), " t_mean (as many of each are needed)");
   std::vector<PartialState> partials;
-  for (size_t idx = 0; idx < num_partials; ++idx)
-    partials.push_back({.out = const_view(out[idx], "out"),
-                        .out_softmax = const_view(out_softmax[idx], "out_softmax"),
-                        .lse = const_view(lse[idx], "lse"),
-                        .t_mean = const_view(t_mean[idx], "t_mean")});
-  const OutputTensors outputs(out[0]);
+  for (size_t idx = 0; idx < num_partials; ++idx) {
+    const std::string prefix = "partials[" + std::to_string(idx) + "].";
+    partials.push_back({.out = const_view(out[idx], prefix + "out"),
+                        .out_softmax = const_view(out_softmax[idx], prefix + "out_softmax"),
+                        .lse = const_view(lse[idx], prefix + "lse"),
+                        .t_mean = const_view(t_mean[idx], prefix + "t_mean")});
+  }
+  const OutputTensors outputs(out[0], "partials[0].out");
   MergeArgs args{.partials = partials};
   outputs.set_views(args);
   merge_states(args);

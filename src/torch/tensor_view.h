@@ -21,7 +21,11 @@ ConstTensorView const_view(const torch::stable::Tensor& tensor, std::string_view
 ConstTensorView const_view(const std::optional<torch::stable::Tensor>& tensor,
                            std::string_view argument);
 
-/// The same for memory to be written.
+/// The same for lengths, boundaries and page numbers, whose messages ask for int32.
+ConstTensorView index_view(const std::optional<torch::stable::Tensor>& tensor,
+                           std::string_view argument);
+
+/// The same as const_view for memory to be written.
 TensorView mutable_view(const torch::stable::Tensor& tensor, std::string_view argument);
 
 }  // namespace parallax::torch_ops

@@ -66,6 +66,28 @@ def test_gradients_of_decode_and_merge_are_refused():
         parallax.merge_states([state, state]).out.sum().backward()
 
 
+@pytest.mark.parametrize("position", range(4))
+def test_forward_mode_derivatives_are_refused(position):
+    inputs = make_inputs(1, 4, 4, 2, 2, 8)
+    cu = torch.tensor([0, 4], dtype=torch.int32)
+
+    def packed(*tensors):
+        return parallax.varlen_attention(*(x[0] for x in tensors), cu, cu)
+
+    for attend in (parallax.attention, packed, parallax.decode):
+
+        def of_one(x, attend=attend):
+            return attend(*(x if i == position else inputs[i] for i in range(4)))
+
+        with pytest.raises(RuntimeError, match="carries a forward-mode tangent"):
+            torch.func.jvp(of_one, (inputs[position],), (inputs[position],))
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(inputs[position], inputs[position])
+            with pytest.raises(RuntimeError, match="carries a forward-mode tangent"):
+                of_one(dual)
+            of_one(inputs[position])  # without a tangent it is a call like any other
+
+
 def test_only_some_inputs_may_need_gradients():
     q, r, k, v = make_inputs(1, 6, 6, 2, 1, 8)
     everything = leaves_of((q, r, k, v))

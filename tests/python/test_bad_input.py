@@ -42,8 +42,8 @@ def refused(pattern, function, *args, **options):
         ({"k": lambda x: x.bfloat16()}, "k is bfloat16; it must be float32"),
         ({"v": lambda x: x.half()}, "v is float16; it must be float32"),
         ({"q": lambda x: x.int()}, "q is int32"),
-        ({"v": lambda x: x.long()}, "v has Torch's dtype Long; it must be float32"),
-        ({"k": lambda x: x.to(torch.complex64)}, "k has Torch's dtype ComplexFloat"),
+        ({"v": lambda x: x.long()}, "v is int64; it must be float32"),
+        ({"k": lambda x: x.to(torch.complex64)}, "k is complex64"),
         ({"k": lambda x: x.to_sparse()}, "Sparse"),
     ],
 )
@@ -65,6 +65,7 @@ def test_head_sizes_outside_1_to_256(dim):
         ({"window": -1}, "window is -1; it must be at least 1"),
         ({"scale": float("nan")}, "scale is nan; it must be finite"),
         ({"scale": float("inf")}, "scale is inf; it must be finite"),
+        ({"scale": 1e39}, r"scale is 1e\+39 and q is float32; it must be finite in float32"),
     ],
 )
 def test_options(options, pattern):
@@ -80,6 +81,16 @@ def test_unknown_arguments_and_wrong_types():
 def refused_type(pattern, function, *args, **options):
     with pytest.raises(TypeError, match=pattern):
         function(*args, **options)
+
+
+def test_a_scale_that_is_a_tensor_would_lose_its_gradient():
+    scale = torch.tensor(0.3, requires_grad=True)
+    pattern = "scale is of type Tensor, and no gradient flows through it"
+    refused_type("^attention: " + pattern, parallax.attention, *inputs(), scale=scale)
+    refused_type("^decode: " + pattern, parallax.decode, *inputs(), scale=scale)
+    packed = [x[0] for x in inputs()]
+    lengths = (int32(0, 5), int32(0, 7))
+    refused_type(pattern, parallax.varlen_attention, *packed, *lengths, scale=scale)
 
 
 @pytest.mark.parametrize("position", range(4))
@@ -133,7 +144,7 @@ def test_tensors_on_several_devices(name):
 @pytest.mark.parametrize(
     ("cu_q", "cu_k", "pattern"),
     [
-        (int32(0, 5).long(), int32(0, 7), "cu_seqlens_q has Torch's dtype Long"),
+        (int32(0, 5).long(), int32(0, 7), "cu_seqlens_q is int64; it must be int32"),
         (int32(0, 5).float(), int32(0, 7), "cu_seqlens_q is float32; it must be int32"),
         (int32(1, 5), int32(0, 7), r"cu_seqlens_q\[0\] is 1; it must be 0"),
         (int32(0, 4), int32(0, 7), "cu_seqlens_q ends at 4; it must end at 5"),
@@ -160,7 +171,7 @@ def test_cu_seqlens_need_packed_tensors_and_packed_tensors_need_them():
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
-        ({"cache_seqlens": int32(7, 7).long()}, "cache_seqlens has Torch's dtype Long"),
+        ({"cache_seqlens": int32(7, 7).long()}, "cache_seqlens is int64; it must be int32"),
         ({"cache_seqlens": int32(7)}, r"cache_seqlens has shape \[1\]"),
         ({"cache_seqlens": int32(7, 8)}, r"cache_seqlens\[1\] is 8; it must be 0 to 7"),
         ({"cache_seqlens": int32(-1, 7)}, r"cache_seqlens\[0\] is -1"),
@@ -168,6 +179,7 @@ def test_cu_seqlens_need_packed_tensors_and_packed_tensors_need_them():
         ({"cache_starts": int32(0, -1)}, r"cache_starts\[1\] is -1"),
         ({"cu_seqlens_q": int32(0, 5, 10)}, "cu_seqlens_q"),
         ({"page_table": int32(0, 2).reshape(2, 1)}, r"page_table\[1, 0\] is 2"),
+        ({"page_table": int32(0, 1)[:, None].long()}, r"page_table is int64; it must be int32 \("),
         ({"page_table": int32(0, 1)}, r"page_table has shape \[2\]"),
         ({"k_scale": torch.ones(2)}, "k_scale"),
         ({"v_scale": torch.ones(2)}, "v_scale"),

@@ -134,6 +134,66 @@ def test_one_graph_serves_every_decode_length():
     assert graphs.frame_count == 1
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_empty_tensors_have_compiled_gradients(backend):
+    torch._dynamo.reset()
+    attend = torch.compile(parallax.attention, fullgraph=True, dynamic=True, backend=backend)
+    for batch, tq, tk in ((2, 0, 10), (0, 5, 7), (2, 5, 0)):
+        leaves = [x.requires_grad_() for x in make_inputs(batch, tq, tk, 4, 2, 8)]
+        attend(*leaves).sum().backward()
+        assert all(torch.all(x.grad == 0) for x in leaves)
+
+
+def test_an_empty_packed_batch_has_compiled_gradients():
+    torch._dynamo.reset()
+    attend = torch.compile(parallax.varlen_attention, fullgraph=True, backend="aot_eager")
+    leaves = [x.requires_grad_() for x in packed(make_inputs(1, 0, 7, 4, 2, 8))]
+    attend(*leaves, int32(0, 0), int32(0, 7)).sum().backward()
+    assert all(torch.all(x.grad == 0) for x in leaves)
+
+
+@pytest.mark.parametrize("sizes", [(2, 0, 7), (0, 5, 7), (2, 5, 0)], ids=str)
+def test_opcheck_empty_tensors(sizes):
+    tensors = [x.requires_grad_() for x in make_inputs(*sizes, 4, 2, 8)]
+    opcheck(ops.attention_forward.default, (*tensors, None, None, None, True, None))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_decode_refuses_gradients_when_they_are_asked_for(backend):
+    torch._dynamo.reset()
+    decode = torch.compile(parallax.decode, fullgraph=True, dynamic=True, backend=backend)
+    for batch, capacity in ((3, 16), (2, 40)):
+        q, r, k, v = make_inputs(batch, 1, capacity, 4, 2, 8)
+        out = decode(q.requires_grad_(), r, k, v)
+        assert torch.equal(out, parallax.decode(q, r, k, v))
+        with pytest.raises(RuntimeError, match="parallax::decode is not differentiable"):
+            out.sum().backward()
+
+
+def test_compiled_merge_refuses_gradients_when_they_are_asked_for():
+    torch._dynamo.reset()
+    state = parallax.decode(*make_inputs(2, 3, 8, 4, 2, 8), return_stats=True)
+    state = parallax.State(*(x.requires_grad_() for x in state))
+    merge = torch.compile(parallax.merge_states, fullgraph=True, backend="aot_eager")
+    merged = merge([state, state])
+    assert torch.equal(merged.out, parallax.merge_states([state, state]).out)
+    with pytest.raises(RuntimeError, match="parallax::merge_states is not differentiable"):
+        merged.out.sum().backward()
+
+
+def test_what_sizes_show_to_be_wrong_is_refused_when_traced():
+    torch._dynamo.reset()
+    ran = []
+    compiled = torch.compile(
+        lambda q, r, k, v: parallax.attention(q, r, k[..., :4], v),
+        fullgraph=True,
+        backend=lambda graph, _: ran.append(graph) or graph.forward,
+    )
+    with pytest.raises(RuntimeError, match=r"k has shape \[2, 7, 2, 4\]; it must be"):
+        compiled(*make_inputs(2, 5, 7, 4, 2, 8))
+    assert not ran
+
+
 def test_backward_of_a_compiled_graph_is_the_backward_op():
     torch._dynamo.reset()
     graphs = []
