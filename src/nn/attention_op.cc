@@ -46,34 +46,43 @@ auto find_op(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(full_name.c_str(), "").typed<Signature>();
 }
 
+/// The kernels read every stride but the innermost as it is; what was expanded from a scalar has 0.
+Tensor unit_innermost_stride(const Tensor& tensor) {
+  return tensor.stride(-1) == 1 ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
+}
+
 class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& r,
-                        const Tensor& k, const Tensor& v, std::optional<int64_t> window,
-                        const OptionalTensor& cu_seqlens) {
+                        const Tensor& k, const Tensor& v, const AttentionSpan& span) {
     static const auto op = find_op<ForwardOp>("attention_forward");
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, out_softmax, lse, t_mean] =
-        op.call(q, r, k, v, cu_seqlens, cu_seqlens, /*scale=*/std::nullopt, /*causal=*/true, window,
-                /*deterministic=*/true);
+        op.call(q, r, k, v, span.cu_seqlens, span.cu_seqlens, /*scale=*/std::nullopt,
+                /*causal=*/true, span.window, /*deterministic=*/true);
     ctx->save_for_backward({q, r, k, v, out, out_softmax, lse, t_mean});
-    ctx->saved_data["cu_seqlens"] = cu_seqlens;
-    ctx->saved_data["window"] = window;
+    ctx->saved_data["cu_seqlens"] = span.cu_seqlens;
+    ctx->saved_data["window"] = span.window;
     return out;
   }
 
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  torch::autograd::variable_list d_outputs) {
     static const auto op = find_op<BackwardOp>("attention_backward");
+    // Below autograd no graph is made: a second derivative would lack this term in silence.
+    PLX_CHECK(
+        !torch::GradMode::is_enabled(),
+        "the gradient of attention was asked for with create_graph=true; double backward is not "
+        "supported, use create_graph=false");
     const auto saved = ctx->get_saved_variables();
     const auto window = ctx->saved_data["window"].toOptional<int64_t>();
     const auto cu_seqlens = ctx->saved_data["cu_seqlens"].toOptional<Tensor>();
     at::AutoDispatchBelowADInplaceOrView guard;
-    auto [dq, dr, dk, dv] =
-        op.call(d_outputs[0].contiguous(), saved[0], saved[1], saved[2], saved[3], saved[4],
-                saved[5], saved[6], saved[7], cu_seqlens, cu_seqlens, /*scale=*/std::nullopt,
-                /*causal=*/true, window, /*deterministic=*/true);
-    return {dq, dr, dk, dv, Tensor(), Tensor()};
+    auto [dq, dr, dk, dv] = op.call(unit_innermost_stride(d_outputs[0]), saved[0], saved[1],
+                                    saved[2], saved[3], saved[4], saved[5], saved[6], saved[7],
+                                    cu_seqlens, cu_seqlens, /*scale=*/std::nullopt,
+                                    /*causal=*/true, window, /*deterministic=*/true);
+    return {dq, dr, dk, dv, Tensor()};
   }
 };
 
@@ -91,7 +100,7 @@ bool has_attention_on(torch::Device device) {
 
 Tensor attention(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
                  const AttentionSpan& span) {
-  return AttentionFunction::apply(q, r, k, v, span.window, span.cu_seqlens);
+  return AttentionFunction::apply(q, r, k, v, span);
 }
 
 Tensor cached_attention(const Tensor& q, const Tensor& r, const Tensor& k_cache,

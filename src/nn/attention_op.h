@@ -25,7 +25,8 @@ struct AttentionSpan {
 /// D^-1/2 on q.k:
 ///   q, r [B, T, Hq, D]   k, v [B, T, Hkv, D]   one dtype   ->  out [B, T, Hq, D]
 /// or, with cu_seqlens, packed: [N, Hq, D] and [N, Hkv, D].
-/// Differentiable once with respect to q, r, k and v.
+/// Differentiable once with respect to q, r, k and v: a backward pass with create_graph throws
+/// parallax::Error.
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& r, const torch::Tensor& k,
                         const torch::Tensor& v, const AttentionSpan& span);
 
