@@ -1,7 +1,6 @@
 # What `cmake --install` puts in place: the kernel library, its headers and the CMake package
 # `parallax`. A user writes find_package(parallax) and links parallax::parallax.
 include(CMakePackageConfigHelpers)
-include(GNUInstallDirs)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/parallax)
 set(library_targets plx_core plx_reference plx_cpu plx_backends)

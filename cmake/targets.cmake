@@ -10,7 +10,8 @@ function(plx_add_library name)
   add_library(plx_${name} STATIC ${sources})
   target_include_directories(
     plx_${name}
-    PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include> $<INSTALL_INTERFACE:include>
+    PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/include>
+           $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>
     PRIVATE ${PROJECT_SOURCE_DIR}/src)
   target_compile_options(plx_${name} PRIVATE ${PLX_WARNINGS})
   target_link_libraries(plx_${name} PUBLIC ${ARG_LINK})

@@ -38,6 +38,16 @@ def test_warnings_are_errors_in_ci_alone():
     assert resolved("ci")[1]["PLX_WERROR"] == "ON"
 
 
+def test_only_one_folder_builds_what_python_loads():
+    # Else whichever was built last would be what the Python tests see.
+    folders = set()
+    for name in (name for name, preset in PRESETS.items() if not preset.get("hidden")):
+        folder, variables = resolved(name)
+        if "OFF" not in (variables.get("PLX_TORCH"), variables.get("PLX_PYTHON_PACKAGE")):
+            folders.add(folder.replace("${presetName}", name))
+    assert folders == {"${sourceDir}/build/release"}
+
+
 def test_make_ci_builds_the_shared_folder_with_one_preset():
     # Alternating presets would rebuild everything each time.
     makefile = (ROOT / "Makefile").read_text()
