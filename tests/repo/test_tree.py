@@ -37,6 +37,18 @@ FILE_LIMITS = [
 FUNCTION_LIMIT = 80
 # path or path:function -> why it may be longer.
 EXCEPTIONS: dict[str, str] = {}
+ARGUMENT_LIMIT = 6
+# path:function -> why it may have more arguments.
+OP_SCHEMA = "its arguments are those of an op's schema"
+MANY_ARGUMENTS = {
+    "src/torch/ops.cc:forward_kernel": OP_SCHEMA,
+    "src/torch/ops.cc:backward_kernel": OP_SCHEMA,
+    "src/torch/ops.cc:decode_kernel": OP_SCHEMA,
+    "python/parallax/_fake.py:attention_forward": OP_SCHEMA,
+    "python/parallax/_fake.py:attention_backward": OP_SCHEMA,
+    "python/parallax/_fake.py:decode": OP_SCHEMA,
+    "src/cpu/tile/rows.h:load_rows": "inlined; a struct for four sizes would be its only use",
+}
 
 
 def listed(*patterns):
@@ -131,13 +143,69 @@ def test_cpp_function_length(name):
             assert length <= FUNCTION_LIMIT, f"{where} has {length} lines of {FUNCTION_LIMIT}"
 
 
+def num_cpp_arguments(head):
+    """Top-level commas between the parentheses of a function's head, text from its name on."""
+    depth, count, empty = 0, 1, True
+    for character in head[head.index("(") + 1 :]:
+        if character in "([{<":
+            depth += 1
+        elif character in ")]}>":
+            if depth == 0:
+                break
+            depth -= 1
+        elif character == "," and depth == 0:
+            count += 1
+        empty = empty and character.isspace()
+    return 0 if empty else count
+
+
+def cpp_argument_counts(name):
+    lines = text_of(name).splitlines()
+    for function, first, length in cpp_functions(lines):
+        head = "\n".join(lines[first - 1 : first + length])
+        yield function, first, num_cpp_arguments(re.sub(r"/\*.*?\*/|//[^\n]*", "", head))
+
+
+def python_functions(name):
+    nodes = ast.walk(ast.parse(text_of(name)))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+@pytest.mark.parametrize("name", CPP)
+def test_cpp_argument_count(name):
+    for function, first, count in cpp_argument_counts(name):
+        if f"{name}:{function}" not in MANY_ARGUMENTS:
+            where = f"{name}:{first}: {function}"
+            assert count <= ARGUMENT_LIMIT, f"{where} has {count} arguments of {ARGUMENT_LIMIT}"
+
+
+@pytest.mark.parametrize("name", [n for n in PYTHON if not n.startswith("tests/")])
+def test_python_argument_count(name):
+    # What must be named is Python's options struct. A test's parameters are the columns of a table.
+    for node in python_functions(name):
+        count = len(node.args.posonlyargs + node.args.args)
+        if f"{name}:{node.name}" not in MANY_ARGUMENTS:
+            where = f"{name}:{node.lineno}: {node.name}"
+            assert count <= ARGUMENT_LIMIT, f"{where} has {count} arguments of {ARGUMENT_LIMIT}"
+
+
+def test_listed_exceptions_are_needed():
+    for where in MANY_ARGUMENTS:
+        name, function = where.split(":")
+        counts = (
+            [n for f, _, n in cpp_argument_counts(name) if f == function]
+            if name in CPP
+            else [len(node.args.args) for node in python_functions(name) if node.name == function]
+        )
+        assert counts and max(counts) > ARGUMENT_LIMIT, f"{where} needs no exception"
+
+
 @pytest.mark.parametrize("name", PYTHON)
 def test_python_function_length(name):
-    for node in ast.walk(ast.parse(text_of(name))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            where = f"{name}:{node.lineno}: {node.name}"
-            assert length <= FUNCTION_LIMIT, f"{where} has {length} lines of {FUNCTION_LIMIT}"
+    for node in python_functions(name):
+        length = (node.end_lineno or node.lineno) - node.lineno + 1
+        where = f"{name}:{node.lineno}: {node.name}"
+        assert length <= FUNCTION_LIMIT, f"{where} has {length} lines of {FUNCTION_LIMIT}"
 
 
 @pytest.mark.parametrize("name", CPP)
