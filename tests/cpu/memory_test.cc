@@ -3,37 +3,53 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cerrno>
 #include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "cpu/backend.h"
+#include "parallax/parallel.h"
 #include "parallax/tensor.h"
 
-// Every allocation of this test program is counted. Not under sanitizers, which bring their own.
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// Every allocation of this test program is counted, operator new's among them: it calls these. Only
+// with glibc, and not under sanitizers, which bring their own.
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 
 namespace {
 
 std::atomic<int64_t> allocated_bytes = 0;
 
-void* counted(size_t bytes, size_t alignment) {
-  allocated_bytes += static_cast<int64_t>(bytes);
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  if (void* const pointer = std::aligned_alloc(alignment, rounded)) return pointer;
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(size_t bytes) { return counted(bytes, 16); }
-void* operator new(size_t bytes, std::align_val_t alignment) {
-  return counted(bytes, static_cast<size_t>(alignment));
+extern "C" {
+
+void* __libc_malloc(size_t bytes);
+void* __libc_calloc(size_t count, size_t bytes);
+void* __libc_realloc(void* pointer, size_t bytes);
+void* __libc_memalign(size_t alignment, size_t bytes);
+
+void* malloc(size_t bytes) {
+  allocated_bytes += static_cast<int64_t>(bytes);
+  return __libc_malloc(bytes);
 }
-void operator delete(void* pointer) noexcept { std::free(pointer); }
-void operator delete(void* pointer, size_t) noexcept { std::free(pointer); }
-void operator delete(void* pointer, std::align_val_t) noexcept { std::free(pointer); }
-void operator delete(void* pointer, size_t, std::align_val_t) noexcept { std::free(pointer); }
+void* calloc(size_t count, size_t bytes) {
+  allocated_bytes += static_cast<int64_t>(count * bytes);
+  return __libc_calloc(count, bytes);
+}
+void* realloc(void* pointer, size_t bytes) {
+  allocated_bytes += static_cast<int64_t>(bytes);
+  return __libc_realloc(pointer, bytes);
+}
+void* aligned_alloc(size_t alignment, size_t bytes) {
+  allocated_bytes += static_cast<int64_t>(bytes);
+  return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** pointer, size_t alignment, size_t bytes) {
+  *pointer = aligned_alloc(alignment, bytes);
+  return *pointer == nullptr ? ENOMEM : 0;
+}
+
+}  // extern "C"
 
 namespace parallax::testing {
 namespace {
@@ -58,36 +74,77 @@ struct Buffers {
 auto rows(std::vector<float>& values) { return make_view(values.data(), {1, kT, 1, kD}); }
 auto stats(std::vector<float>& values) { return make_view(values.data(), {1, 1, kT}); }
 
-TEST(CpuMemory, LongForwardAndBackwardAllocateInProportionToTheLength) {
-  Buffers b;
+/// Everything that `call` allocates, freed or not, on one thread.
+template <typename Call>
+int64_t allocated_by(const Call& call) {
+  set_parallel_for([](int64_t num_tasks, const std::function<void(int64_t)>& body) {
+    for (int64_t task = 0; task < num_tasks; ++task) body(task);
+  });
   const int64_t before = allocated_bytes;
-  cpu::backend().forward({.q = rows(b.q),
-                          .r = rows(b.r),
-                          .k = rows(b.k),
-                          .v = rows(b.v),
-                          .out = rows(b.out),
-                          .out_softmax = rows(b.out_softmax),
-                          .lse = stats(b.lse),
-                          .t_mean = stats(b.t_mean)});
-  const int64_t after_forward = allocated_bytes;
-  cpu::backend().backward({.d_out = rows(b.d_out),
-                           .q = rows(b.q),
-                           .r = rows(b.r),
-                           .k = rows(b.k),
-                           .v = rows(b.v),
-                           .out = rows(b.out),
-                           .out_softmax = rows(b.out_softmax),
-                           .lse = stats(b.lse),
-                           .t_mean = stats(b.t_mean),
-                           .dq = rows(b.dq),
-                           .dr = rows(b.dr),
-                           .dk = rows(b.dk),
-                           .dv = rows(b.dv)});
-  // Everything ever allocated, freed or not: scratch per thread, and 16 bytes per row backward. The
-  // scores alone would be 1 GB.
-  constexpr int64_t kThreads = 256, kScratchBytes = 200 << 10;
-  EXPECT_LT(after_forward - before, kThreads * kScratchBytes);
-  EXPECT_LT(allocated_bytes - after_forward, kThreads * kScratchBytes + 32 * kT);
+  call();
+  const int64_t after = allocated_bytes;
+  set_parallel_for({});
+  return after - before;
+}
+
+// One thread's scratch at D = 8; the scores of one head would be 1 GB, a bit for each of them 33 MB.
+constexpr int64_t kScratchBytes = 200 << 10;
+
+TEST(CpuMemory, AllocationsAreCounted) {
+  EXPECT_GE(allocated_by([] { std::vector<char> bytes(1000); }), 1000);
+  EXPECT_GE(allocated_by([] { std::free(std::malloc(2000)); }), 2000);
+  EXPECT_GE(allocated_by([] {
+              ::operator delete(::operator new(64, std::align_val_t(64)), std::align_val_t(64));
+            }),
+            64);
+}
+
+TEST(CpuMemory, LongForwardAllocatesAFixedScratch) {
+  Buffers b;
+  const auto forward = [&] {
+    cpu::backend().forward({.q = rows(b.q),
+                            .r = rows(b.r),
+                            .k = rows(b.k),
+                            .v = rows(b.v),
+                            .out = rows(b.out),
+                            .out_softmax = rows(b.out_softmax),
+                            .lse = stats(b.lse),
+                            .t_mean = stats(b.t_mean)});
+  };
+  EXPECT_LT(allocated_by(forward), kScratchBytes);
+}
+
+TEST(CpuMemory, LongBackwardAllocatesInProportionToTheLength) {
+  Buffers b;
+  const auto backward = [&] {
+    cpu::backend().backward({.d_out = rows(b.d_out),
+                             .q = rows(b.q),
+                             .r = rows(b.r),
+                             .k = rows(b.k),
+                             .v = rows(b.v),
+                             .out = rows(b.out),
+                             .out_softmax = rows(b.out_softmax),
+                             .lse = stats(b.lse),
+                             .t_mean = stats(b.t_mean),
+                             .dq = rows(b.dq),
+                             .dr = rows(b.dr),
+                             .dk = rows(b.dk),
+                             .dv = rows(b.dv)});
+  };
+  EXPECT_LT(allocated_by(backward), kScratchBytes + 32 * kT);  // 16 bytes per row are needed
+}
+
+TEST(CpuMemory, DecodeAllocatesAFixedScratch) {
+  Buffers b;
+  const auto decode = [&](int64_t num_queries) {
+    cpu::backend().decode({.q = make_view(b.q.data(), {1, num_queries, 1, kD}),
+                           .r = make_view(b.r.data(), {1, num_queries, 1, kD}),
+                           .k_cache = rows(b.k),
+                           .v_cache = rows(b.v),
+                           .out = make_view(b.out.data(), {1, num_queries, 1, kD})});
+  };
+  EXPECT_LT(allocated_by([&] { decode(1); }), kScratchBytes);
+  EXPECT_LT(allocated_by([&] { decode(4096); }), kScratchBytes);  // chunked prefill
 }
 
 }  // namespace
