@@ -87,7 +87,7 @@ int64_t allocated_by(const Call& call) {
   return after - before;
 }
 
-// One thread's scratch at D = 8; the scores of one head would be 1 GB, a bit for each of them 33 MB.
+// One thread's scratch at D = 8. The scores of one head would be 1 GB, a bit for each 33 MB.
 constexpr int64_t kScratchBytes = 200 << 10;
 
 TEST(CpuMemory, AllocationsAreCounted) {
