@@ -34,7 +34,7 @@ file(REMOVE_RECURSE ${SCRATCH}/renamed)
 run(${CMAKE_COMMAND} -S ${SOURCE} -B ${SCRATCH}/renamed -G ${GENERATOR}
     -DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM} -DCMAKE_CXX_COMPILER=${COMPILER}
     -DPLX_TORCH=OFF -DPLX_TESTS=OFF -DCMAKE_INSTALL_INCLUDEDIR=headers)
-file(GLOB_RECURSE targets_file ${SCRATCH}/renamed/CMakeFiles/Export/*/parallax-targets.cmake)
+file(GLOB_RECURSE targets_file ${SCRATCH}/renamed/parallax-targets.cmake)
 file(READ ${targets_file} targets)
 if(NOT targets MATCHES "INTERFACE_INCLUDE_DIRECTORIES \"\\\${_IMPORT_PREFIX}/headers\"")
   message(FATAL_ERROR "the installed targets do not name the folder 'headers':\n${targets}")
