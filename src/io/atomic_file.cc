@@ -38,9 +38,13 @@ std::string unique_suffix() {
   return std::to_string(::getpid()) + "-" + std::to_string(counter++);
 }
 
-fs::path without_trailing_slash(fs::path path) {
+// Without a trailing slash; where a link to a folder stands, the folder, so that the link stays.
+fs::path folder_behind(fs::path path) {
   path = path.lexically_normal();
-  return path.has_filename() ? path : path.parent_path();
+  if (!path.has_filename()) path = path.parent_path();
+  std::error_code unknown;
+  return fs::is_symlink(path, unknown) && fs::is_directory(path, unknown) ? fs::canonical(path)
+                                                                          : path;
 }
 
 void remove_quietly(const fs::path& path) {
@@ -139,7 +143,7 @@ std::string read_file(const fs::path& path) {
   return contents;
 }
 
-AtomicFolder::AtomicFolder(fs::path path) : path_(without_trailing_slash(std::move(path))) {
+AtomicFolder::AtomicFolder(fs::path path) : path_(folder_behind(std::move(path))) {
   PLX_CHECK(path_.has_filename() && path_.filename() != "." && path_.filename() != "..",
             "a folder name is needed to write to, given \"", path_.string(), "\"");
   std::error_code error;

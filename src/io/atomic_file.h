@@ -41,7 +41,7 @@ std::string read_file(const std::filesystem::path& path);
 /// kill between two renames leaves the old folder whole under a hidden name beside `path`). Without
 /// commit() the staging folder is removed; what a killed process left is removed by the next
 /// AtomicFolder of the same path. Missing parent folders are created. Staging names start with a
-/// dot.
+/// dot. Where `path` is a link to a folder, that folder is replaced and the link stays.
 class AtomicFolder {
  public:
   explicit AtomicFolder(std::filesystem::path path);

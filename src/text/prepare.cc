@@ -7,6 +7,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <unordered_set>
 #include <vector>
 
 #include "io/token_shards.h"
@@ -19,15 +20,29 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kBatchBytesPerThread = 4 << 20;
 
+// Refuses a folder that holds anything but what prepare wrote there: replacing it would delete that.
+void check_replaceable(const fs::path& output, const std::string& given) {
+  PLX_CHECK(fs::exists(output / io::kManifestFile), given,
+            ": this folder holds other things than prepared tokens and would be replaced; name "
+            "a new folder");
+  const io::TokenManifest manifest = io::read_manifest(output);
+  std::unordered_set<std::string> own = {io::kManifestFile, io::kTokenizerFile};
+  for (const io::Split split : {io::Split::kTrain, io::Split::kValidation}) {
+    for (const io::ShardInfo& shard : manifest.split(split).shards) own.insert(shard.file);
+  }
+  for (const auto& entry : fs::directory_iterator(output)) {
+    const std::string name = entry.path().filename().string();
+    PLX_CHECK(own.contains(name), given, ": this folder holds ", name, " beside prepared tokens, ",
+              "and all of it would be replaced; move ", name, " away or name a new folder");
+  }
+}
+
 // Refuses to replace a folder that is not ours, and to read what is being written.
 void check_output(const PrepareOptions& options) {
   std::error_code unknown;
   const fs::path output = fs::weakly_canonical(options.output, unknown);
   if (fs::is_directory(output, unknown) && !fs::is_empty(output, unknown)) {
-    PLX_CHECK(fs::exists(output / io::kManifestFile, unknown), options.output.string(),
-              ": this folder holds other things than prepared tokens and would be replaced; name "
-              "a new folder");
-    io::read_manifest(output);
+    check_replaceable(output, options.output.string());
   }
   for (const fs::path& input : options.corpus.inputs) {
     const fs::path folder = fs::weakly_canonical(input, unknown);
@@ -36,6 +51,20 @@ void check_output(const PrepareOptions& options) {
     PLX_CHECK(end != folder.end() || !fs::is_directory(folder, unknown), options.output.string(),
               ": the output must not lie in the input folder ", input.string());
   }
+}
+
+int32_t find_end_token(const PrepareOptions& options, const Tokenizer& tokenizer) {
+  if (!options.end_token.empty()) {
+    const auto found = tokenizer.find_special(options.end_token);
+    PLX_CHECK(found, "the tokenizer has no special token ", options.end_token,
+              " to end documents with");
+    return *found;
+  }
+  std::string names;
+  for (const char* name : kEndTokens) names += (names.empty() ? "" : ", ") + std::string(name);
+  PLX_CHECK(tokenizer.eos_id(), "the tokenizer has no end-of-document token: none of ", names,
+            " is a special token of it; --end-token names another");
+  return *tokenizer.eos_id();
 }
 
 // encode() of every item, spread over threads; the first exception of any is thrown on.
@@ -68,11 +97,11 @@ std::vector<std::vector<int32_t>> encode_all(const std::vector<Splitter::Item>& 
 // Collects items, and tokenises and writes them a batch at a time.
 class BatchWriter {
  public:
-  BatchWriter(const PrepareOptions& options, const Tokenizer& tokenizer)
+  BatchWriter(const PrepareOptions& options, const Tokenizer& tokenizer, int32_t end_token)
       : tokenizer_(tokenizer),
         num_threads_(options.num_threads),
         writer_(options.output, {.vocab_size = tokenizer.vocab_size(),
-                                 .eos_id = *tokenizer.eos_id(),
+                                 .eos_id = end_token,
                                  .tokenizer_json = tokenizer.serialized(),
                                  .tokenizer_fingerprint = tokenizer.fingerprint(),
                                  .shard_tokens = options.shard_tokens}) {}
@@ -113,18 +142,17 @@ class BatchWriter {
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
                              const std::function<void(const CorpusCounts&)>& progress) {
   PLX_CHECK(options.num_threads >= 1, "at least 1 thread is needed, given ", options.num_threads);
-  PLX_CHECK(tokenizer.eos_id().has_value(),
-            "the tokenizer has no end-of-document token to put between documents");
+  const int32_t end_token = find_end_token(options, tokenizer);
   check_output(options);
   Splitter splitter(options.validation_fraction, options.seed);
   CorpusReader reader(options.corpus);
-  BatchWriter writer(options, tokenizer);
+  BatchWriter writer(options, tokenizer, end_token);
   while (std::optional<Document> document = reader.next()) {
     std::optional<Splitter::Item> item = splitter.add(std::move(*document));
     if (item && writer.add(std::move(*item)) && progress) progress(reader.counts());
   }
   for (Splitter::Item& item : splitter.finish()) writer.add(std::move(item));
-  return {writer.commit(), reader.counts()};
+  return {writer.commit(), reader.counts(), reader.has_json_lines()};
 }
 
 }  // namespace parallax::text

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <string>
 
 #include "io/token_manifest.h"
 #include "text/corpus.h"
@@ -19,11 +20,14 @@ struct PrepareOptions {
   uint64_t seed = 0;
   int64_t shard_tokens = int64_t{1} << 27;
   int num_threads = 1;
+  /// The special token that ends documents; the tokenizer's eos_id() if empty.
+  std::string end_token = {};
 };
 
 struct PrepareResult {
   io::TokenManifest manifest;
   CorpusCounts counts;
+  bool has_json_lines = false;  // whether the field option mattered
 };
 
 /// Reads, divides (Splitter) and tokenises the corpus and writes it to `output`, which appears only
@@ -32,7 +36,7 @@ struct PrepareResult {
 /// called after every few megabytes. Memory: the largest document, and 4 MB of text per thread.
 ///
 /// Errors: those of CorpusReader; a tokenizer without end-of-document token; an output folder that
-/// holds something else than prepared tokens, or lies in a folder that is read.
+/// holds anything else than prepared tokens, or lies in a folder that is read.
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
                              const std::function<void(const CorpusCounts&)>& progress = {});
 

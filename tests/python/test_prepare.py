@@ -136,7 +136,8 @@ def test_folder_becomes_the_shards_that_the_rule_says(tmp_path):
         row = rf"{split} +{info['documents']} +{tokens} +{num_bytes} +{num_bytes / tokens:.3f} "
         assert re.search(row, result.stdout), result.stdout
     assert "left out: 1 duplicates, 1 empty, 1 not text" in result.stdout
-    assert f"not text: {tmp_path}/in/b/image.png" in result.stderr
+    warning = f"plx: warning: left out, not text: {tmp_path}/in/b/image.png\n"
+    assert warning in result.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
 
 
@@ -235,6 +236,33 @@ def test_trained_tokenizer_is_used_and_copied(tmp_path):
     assert copied["model"] == json.loads((tmp_path / "tokenizer.json").read_text())["model"]
 
 
+def test_another_end_token_is_named(tmp_path):
+    """A tokenizer with [EOS]: refused with what is looked for, taken when it is named."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        show_progress=False,
+        special_tokens=["[EOS]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["no merges"], trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "a.txt").write_text("some text")
+    arguments = ("-o", tmp_path / "out", "--tokenizer", tmp_path, "--validation-fraction", 0)
+    message = refused(*arguments, tmp_path / "a.txt")
+    assert "none of <|endoftext|>, <|end_of_text|>, </s>, <eos>" in message
+    assert "--end-token" in message
+    assert "no special token [END]" in refused(*arguments, "--end-token", "[END]", tmp_path / "a.txt")
+    prepared(*arguments, "--end-token", "[EOS]", tmp_path / "a.txt")
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    eos = tokenizer.token_to_id("[EOS]")
+    data = (tmp_path / "out/train-00000.bin").read_bytes()
+    assert eos in manifest["tokenizer"].values() or manifest.get("eos_id") == eos
+    assert np.frombuffer(data[24:], dtype="<u2")[-1] == eos
+
+
 def test_python_sources_from_any_folder(tmp_path):
     result = prepared("-o", "py", "--python-sources", cwd=tmp_path)
     train, validation = (read_texts(tmp_path / "py", split) for split in ("train", "validation"))
@@ -274,6 +302,31 @@ def test_bad_inputs_and_outputs_are_refused(tmp_path):
     assert "would be replaced" in refused("-o", tmp_path / "home", tmp_path / "a.txt")
     assert (tmp_path / "home/precious").read_text() == "kept"
     assert plx_prepare(tmp_path / "a.txt").returncode == 2  # no --output
+
+
+def test_a_folder_of_tokens_with_files_of_others_is_refused_and_kept(tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 50)
+    out = tmp_path / "out"
+    prepared("-o", out, "--shard-tokens", 100, tmp_path / "a.txt")
+    prepared("-o", out, tmp_path / "a.txt")  # fewer shards than before: all the old ones were ours
+    (out / "run").mkdir()
+    (out / "run/model").write_text("kept")
+    message = refused("-o", out, tmp_path / "a.txt")
+    assert "holds run beside prepared tokens" in message and "name a new folder" in message
+    assert (out / "run/model").read_text() == "kept"
+
+
+def test_an_output_that_is_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "a.txt").write_text("some text\n" * 50)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk/tokens").mkdir()
+    link = tmp_path / "tokens"
+    link.symlink_to(tmp_path / "disk/tokens")
+    for _ in range(2):
+        prepared("-o", link, tmp_path / "a.txt")
+        assert link.is_symlink()
+        assert (tmp_path / "disk/tokens/manifest.json").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["tokens"]
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
