@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -31,7 +30,7 @@ size_t edit_distance(std::string_view from, std::string_view to) {
 
 std::string nearest_name(std::string_view given, std::span<const std::string> names) {
   std::string best;
-  size_t best_distance = std::numeric_limits<size_t>::max();
+  size_t best_distance = (given.size() + 2) / 3 + 1;  // the first that is too far
   for (const std::string& name : names) {
     const size_t distance = edit_distance(given, name);
     if (distance >= best_distance) continue;

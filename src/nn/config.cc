@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
+#include <iterator>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
@@ -116,17 +119,55 @@ T get_or(const json& file, const std::string& key, T fallback) {
   return fallback;
 }
 
-void check_keys(const json& file, bool is_own) {
+/// The line of the file on which each key of the outermost object stands.
+using KeyLines = std::map<std::string, int64_t>;
+
+/// Walks over a text for the parser and counts the line ends it has passed.
+class CountingIterator {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  CountingIterator(const char* position, int64_t& line) : position_(position), line_(&line) {}
+  reference operator*() const { return *position_; }
+  CountingIterator& operator++() {
+    *line_ += *position_++ == '\n';
+    return *this;
+  }
+  bool operator==(const CountingIterator& other) const { return position_ == other.position_; }
+
+ private:
+  const char* position_;
+  int64_t* line_;
+};
+
+json parse_json(const std::string& text, KeyLines& lines) {
+  int64_t line = 1;
+  const auto note_key = [&](int depth, json::parse_event_t event, const json& parsed) {
+    if (depth == 1 && event == json::parse_event_t::key) lines[parsed.get<std::string>()] = line;
+    return true;
+  };
+  return json::parse(CountingIterator(text.data(), line),
+                     CountingIterator(text.data() + text.size(), line), note_key);
+}
+
+void check_keys(const json& file, bool is_own, const KeyLines& lines) {
   const ModelConfig config;
   std::vector<std::string> own_names;
   visit_fields(config, [&](const char* name, const auto&) { own_names.emplace_back(name); });
   for (const auto& [key, value] : file.items()) {
     const bool known = std::ranges::find(own_names, key) != own_names.end();
     if (is_own) {
-      PLX_CHECK(known || kForeignKeys.contains(key), "unknown key \"", key, "\"; the nearest is \"",
-                nearest_name(key, own_names), "\"");
+      if (known || kForeignKeys.contains(key)) continue;
+      const std::string nearest = nearest_name(key, own_names);
+      PLX_FAIL("line ", lines.at(key), ": unknown key \"", key, "\"",
+               nearest.empty() ? std::string() : "; the nearest is \"" + nearest + "\"");
     } else {
-      PLX_CHECK(!is_own_field(key), "key \"", key, "\" belongs to model_type ", kOwnType);
+      PLX_CHECK(!is_own_field(key), "line ", lines.at(key), ": key \"", key,
+                "\" belongs to model_type ", kOwnType);
     }
   }
 }
@@ -215,13 +256,13 @@ void read_derived_sizes(const json& file, const Family* family, ModelConfig& con
     config.head_dim = config.hidden_size / config.num_attention_heads;
 }
 
-ModelConfig parse_config(const json& file) {
+ModelConfig parse_config(const json& file, const KeyLines& lines) {
   PLX_CHECK(file.is_object(), "not a JSON object");
   const auto model_type = get_or<std::string>(file, "model_type", std::string(kOwnType));
   const Family* family = find_family(model_type);
   PLX_CHECK(family != nullptr || model_type == kOwnType, "model_type \"", model_type,
             "\" is not supported (", kOwnType, ", qwen3, qwen2, llama)");
-  check_keys(file, family == nullptr);
+  check_keys(file, family == nullptr, lines);
   ModelConfig config = family != nullptr ? family_defaults(*family) : ModelConfig();
   visit_fields(config, [&](const std::string& name, auto& field) {
     const auto found = file.find(name);
@@ -293,7 +334,9 @@ void ModelConfig::validate() const {
 ModelConfig load_config_file(const std::filesystem::path& path) {
   const std::string text = io::read_file(path);
   try {
-    return parse_config(json::parse(text));
+    KeyLines lines;
+    const json file = parse_json(text, lines);
+    return parse_config(file, lines);
   } catch (const std::exception& error) {  // JSON syntax, or our own checks
     PLX_FAIL(path.string(), ": ", io::plain_what(error));
   }

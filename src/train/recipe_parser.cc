@@ -103,13 +103,34 @@ void check_range(const T& field, const FieldInfo& info, const Location& at) {
   }
 }
 
+std::string listed(const std::vector<std::string>& names) {
+  std::string list;
+  for (const auto& name : names) list += (list.empty() ? "" : ", ") + name;
+  return list;
+}
+
+/// "; there is optimizer.lr" for "lr": the settings of any section that have this name.
+std::string settings_named(const std::string& key) {
+  std::vector<std::string> settings;
+  Recipe recipe;
+  visit_sections(recipe, [&](const char* section, auto&& pass) {
+    pass([&](const char* name, auto&, const FieldInfo&) {
+      if (name == key) settings.push_back(std::string(section) + "." + name);
+    });
+  });
+  return settings.empty() ? "" : "; there is " + listed(settings);
+}
+
 void check_known(const toml::table& table, const std::vector<std::string>& known,
                  const std::string& origin, const std::string& where) {
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
     if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+    const std::string nearest = nearest_name(name, known);
     PLX_FAIL(origin, ":", key.source().begin.line, ": unknown key '", name, "' in ", where,
-             "; the nearest known one is '", nearest_name(name, known), "'");
+             nearest.empty() ? "; the known ones are " + listed(known)
+                             : "; the nearest known one is '" + nearest + "'",
+             settings_named(name));
   }
 }
 

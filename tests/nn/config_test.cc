@@ -104,6 +104,18 @@ TEST(Config, UnknownKeysOfOurOwnAreErrorsThatNameTheNearest) {
                {"mixers", "parallax_qwen3"});
 }
 
+TEST(Config, UnknownKeysAreNamedWithTheirLine) {
+  const test::TempFolder folder;
+  folder.write("config.json",
+               "{\n  \"rope_parameters\": {\n    \"hiden_size\": 1\n  },\n  \"hiden_size\": 8\n}");
+  expect_error([&] { load_config(folder.path()); },
+               {"config.json: line 5: unknown key \"hiden_size\"; the nearest is \"hidden_size\""});
+  folder.write("config.json", "{\"a_thing_of_its_own\": 1}");
+  const std::string message = test::error_of([&] { load_config(folder.path()); });
+  EXPECT_NE(message.find("line 1: unknown key"), std::string::npos) << message;
+  EXPECT_EQ(message.find("nearest"), std::string::npos) << message;
+}
+
 TEST(Config, WhatIsNotBuiltIsRefusedByName) {
   const auto refuse = [](const char* family, const json& changes, std::string_view part) {
     expect_error([&] { load(with(base(family), changes)); }, {part});

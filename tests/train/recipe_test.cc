@@ -113,6 +113,13 @@ TEST_F(RecipeTest, NamesLineAndNearestKeyOfAnUnknownOne) {
             "'pattern'");
 }
 
+TEST_F(RecipeTest, AKeyThatIsNearNoneNamesWhatThereIs) {
+  EXPECT_EQ(
+      refusal("[logging]\nlr = 1\n"),
+      "recipe.toml:2: unknown key 'lr' in [logging]; the known ones are every_steps; there is "
+      "optimizer.lr");
+}
+
 TEST_F(RecipeTest, NamesLineAndTypeOfAWrongValue) {
   EXPECT_EQ(refusal("[train]\nsteps = 3.5\n"),
             "recipe.toml:2: train.steps is a whole number, given 3.5");
