@@ -93,6 +93,14 @@ CLI::Validator number(const NumberRange& range) {
   return {check, /*validator_desc=*/""};
 }
 
+void warn_without_effect(const CLI::App& command, std::initializer_list<const char*> options,
+                         const char* reason) {
+  for (const char* option : options) {
+    if (command.count(option) == 0) continue;
+    std::cerr << "plx: warning: " << option << " has no effect: " << reason << '\n';
+  }
+}
+
 void print_json(const nlohmann::ordered_json& value) {
   std::cout << value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n'
             << std::flush;

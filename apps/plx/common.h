@@ -7,6 +7,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
+#include <initializer_list>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -34,6 +35,12 @@ struct NumberRange {
 };
 /// The same for numbers with a fraction; NaN is refused.
 CLI::Validator number(const NumberRange& range);
+
+/// Why --field does nothing.
+inline constexpr const char* kNoJsonLines = "no input is a .jsonl or .ndjson file";
+/// A warning on stderr for each of `options` that is given, with the reason why it does nothing.
+void warn_without_effect(const CLI::App& command, std::initializer_list<const char*> options,
+                         const char* reason);
 
 /// One line of JSON on stdout; bytes that are not UTF-8 become U+FFFD.
 void print_json(const nlohmann::ordered_json& value);

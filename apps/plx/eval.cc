@@ -51,9 +51,11 @@ class Progress {
   bool is_shown_ = false;
 };
 
-void add_text(const EvalOptions& options, const text::Tokenizer& tokenizer,
-              evaluate::PerplexityMeter& meter, Progress& progress) {
+void add_text(const CLI::App& command, const EvalOptions& options,
+              const text::Tokenizer& tokenizer, evaluate::PerplexityMeter& meter,
+              Progress& progress) {
   text::CorpusReader reader({.inputs = {options.data}, .field = options.field});
+  if (!reader.has_json_lines()) warn_without_effect(command, {"--field"}, kNoJsonLines);
   while (const std::optional<text::Document> document = reader.next()) {
     meter.add_document(tokenizer.encode(document->text, /*parse_special=*/false),
                        static_cast<int64_t>(document->text.size()));
@@ -72,6 +74,10 @@ void add_shards(const EvalOptions& options, const text::Tokenizer& tokenizer,
   PLX_CHECK(manifest.tokenizer_fingerprint == tokenizer.fingerprint(), "the tokens in ",
             options.data, " were made by another tokenizer than the checkpoint's: fingerprints ",
             manifest.tokenizer_fingerprint, " and ", tokenizer.fingerprint());
+  const io::Split other = split == io::Split::kTrain ? io::Split::kValidation : io::Split::kTrain;
+  PLX_CHECK(dataset.num_tokens() > 0, "nothing to evaluate: split ", io::split_name(split), " of ",
+            options.data.string(), " holds no tokens; --split ", io::split_name(other), " has ",
+            manifest.split(other).num_tokens);
   std::vector<int64_t> read;
   std::vector<int32_t> document;
   int64_t num_bytes = dataset.info().num_text_bytes;  // counted with the first document
@@ -126,7 +132,7 @@ void print_result(const EvalOptions& options, const evaluate::PerplexityResult& 
   std::printf("time                 %12.1f s, %.0f tokens/s\n", seconds, rate);
 }
 
-void run_eval(EvalOptions options) {
+void run_eval(const CLI::App& command, EvalOptions options) {
   const generate::Pretrained loaded = load_checkpoint(options.checkpoint, options.dtype);
   const int64_t max_positions = loaded.model->config().max_position_embeddings;
   if (options.context == 0) options.context = std::min<int64_t>(max_positions, 1024);
@@ -140,9 +146,11 @@ void run_eval(EvalOptions options) {
                                                  .start_token = loaded.start_token});
   Progress progress;
   if (std::filesystem::exists(options.data / io::kManifestFile)) {
+    warn_without_effect(command, {"--field"}, "prepared tokens have no fields");
     add_shards(options, *loaded.tokenizer, meter, progress);
   } else {
-    add_text(options, *loaded.tokenizer, meter, progress);
+    warn_without_effect(command, {"--split"}, "only prepared tokens are split");
+    add_text(command, options, *loaded.tokenizer, meter, progress);
   }
   const evaluate::PerplexityResult result = meter.finish();
   progress.finish();
@@ -194,7 +202,7 @@ void add_eval(CLI::App& app) {
       "Results go to standard output, progress to standard error.\n\n"
       "Example:\n"
       "  plx eval runs/demo/text_parallax/latest --data runs/demo/corpus");
-  command->callback([options] { run_eval(*options); });
+  command->callback([command, options] { run_eval(*command, *options); });
 }
 
 }  // namespace parallax::plx

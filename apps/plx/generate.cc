@@ -109,6 +109,18 @@ void run_generate(const GenerateOptions& options) {
   print_timing(result.timing);
 }
 
+void warn_of_idle_options(const CLI::App& command, const GenerateOptions& options) {
+  if (options.request.sampling.temperature == 0.0) {
+    warn_without_effect(command, {"--top-k", "--top-p", "--min-p", "--seed"},
+                        "without --temperature the most probable token is always taken");
+  }
+  if (options.json) {
+    warn_without_effect(command, {"--echo"}, "the JSON has the prompt anyway");
+  } else {
+    warn_without_effect(command, {"--log-probabilities"}, "they are printed with --json only");
+  }
+}
+
 void add_prompt_options(CLI::App& command, GenerateOptions& options) {
   command.add_option("--prompt", options.prompts, "Text to continue; repeat for a batch")
       ->option_text("TEXT")
@@ -189,11 +201,14 @@ void add_generate(CLI::App& app) {
   command->footer(
       "The prompt comes from --prompt, --prompt-file or standard input. Texts go to standard\n"
       "output, speed to standard error. Filters apply in the order temperature, top-k, top-p, "
-      "min-p.\n\n"
+      "min-p;\nwithout --temperature they and the seed do nothing.\n\n"
       "Example:\n"
       "  plx generate runs/demo/text_parallax/latest --prompt 'def ' --max-tokens 200 \\\n"
       "      --temperature 0.8 --top-p 0.95 --seed 1");
-  command->callback([options] { run_generate(*options); });
+  command->callback([command, options] {
+    warn_of_idle_options(*command, *options);
+    run_generate(*options);
+  });
 }
 
 }  // namespace parallax::plx

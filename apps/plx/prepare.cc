@@ -65,10 +65,10 @@ class ProgressLine {
 void print_left_out(const text::CorpusCounts& counts) {
   constexpr size_t kMostShown = 5;
   for (size_t idx = 0; idx < counts.not_text.size() && idx < kMostShown; ++idx) {
-    std::fprintf(stderr, "warning: left out, not text: %s\n", counts.not_text[idx].c_str());
+    std::fprintf(stderr, "plx: warning: left out, not text: %s\n", counts.not_text[idx].c_str());
   }
   if (counts.not_text.size() > kMostShown) {
-    std::fprintf(stderr, "warning: left out, not text: %zu more files\n",
+    std::fprintf(stderr, "plx: warning: left out, not text: %zu more files\n",
                  counts.not_text.size() - kMostShown);
   }
 }
@@ -96,7 +96,7 @@ void print_summary(const text::PrepareOptions& options, const text::PrepareResul
               options.output.string().c_str());
 }
 
-void prepare(Arguments& arguments) {
+void prepare(const CLI::App& command, Arguments& arguments) {
   if (arguments.options.num_threads == 0) arguments.options.num_threads = core::num_threads();
   const auto tokenizer = arguments.tokenizer == "bytes" ? text::make_byte_tokenizer()
                                                         : text::load_tokenizer(arguments.tokenizer);
@@ -105,6 +105,10 @@ void prepare(Arguments& arguments) {
       text::prepare_tokens(arguments.options, *tokenizer,
                            [&](const text::CorpusCounts& counts) { line.update(counts); });
   line.finish();
+  if (!result.has_json_lines) warn_without_effect(command, {"--field"}, kNoJsonLines);
+  if (arguments.options.validation_fraction == 0.0) {
+    warn_without_effect(command, {"--seed"}, "nothing is held out");
+  }
   print_left_out(result.counts);
   print_summary(arguments.options, result, line.seconds());
 }
@@ -131,6 +135,11 @@ void add_prepare(CLI::App& app) {
       ->type_name("PATH")
       ->capture_default_str();
   command
+      ->add_option("--end-token", options.end_token,
+                   "The special token that ends documents, where it is none of <|endoftext|>, "
+                   "<|end_of_text|>, </s>, <eos>")
+      ->type_name("TEXT");
+  command
       ->add_option("--validation-fraction", options.validation_fraction,
                    "Share of the documents held out for validation, 0 for none")
       ->type_name("X")
@@ -154,7 +163,7 @@ void add_prepare(CLI::App& app) {
                    "Threads that tokenise (default: PLX_NUM_THREADS, or the cores)")
       ->type_name("N")
       ->check(whole_number(1, 4096));
-  command->callback([arguments] { prepare(*arguments); });
+  command->callback([command, arguments] { prepare(*command, *arguments); });
 }
 
 }  // namespace parallax::plx

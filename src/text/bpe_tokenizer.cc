@@ -64,7 +64,7 @@ BpeTokenizer::BpeTokenizer(const json& description, std::string serialized)
     vocab_size_ = std::max(vocab_size_, token.id + 1);
     added_by_id_.emplace(token.id, token);
   }
-  for (const char* name : {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"}) {
+  for (const char* name : kEndTokens) {
     if (!eos_id_) eos_id_ = find_special(name);
   }
 }

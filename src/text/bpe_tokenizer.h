@@ -29,8 +29,7 @@ class BpeTokenizer final : public Tokenizer {
   std::string_view token_bytes(int32_t id) const override;
   bool is_special(int32_t id) const override;
   int32_t vocab_size() const override { return vocab_size_; }
-  /// The first special token of <|endoftext|>, <|end_of_text|>, </s>, <eos>: what separates
-  /// documents. The end of a chat turn is another token.
+  /// The first of kEndTokens: what separates documents. The end of a chat turn is another token.
   std::optional<int32_t> eos_id() const override { return eos_id_; }
   std::optional<int32_t> find_special(std::string_view name) const override;
   const std::string& serialized() const override { return serialized_; }

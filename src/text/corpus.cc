@@ -55,11 +55,14 @@ bool is_left_out_of_python(const std::string& name) {
   return std::find(std::begin(kLeftOut), std::end(kLeftOut), name) != std::end(kLeftOut);
 }
 
+// Invalid UTF-8 becomes U+FFFD: JSON knows no other way to keep the line.
 std::string text_field(const std::string& line, const std::string& field,
                        const std::string& source) {
   nlohmann::json parsed;
   try {
-    parsed = nlohmann::json::parse(line);
+    parsed = nlohmann::json::parse(valid_utf8_prefix(line) == line.size()
+                                       ? line
+                                       : replace_invalid_utf8(line));
   } catch (const nlohmann::json::exception& error) {
     PLX_FAIL(source, ": not JSON: ", io::plain_what(error));
   }
@@ -115,7 +118,8 @@ void CorpusReader::add_folder(const fs::path& folder, bool python_only) {
       const bool skip = name[0] == '.' || (python_only && is_left_out_of_python(name));
       if (skip) entry.disable_recursion_pending();
       if (skip || (python_only && entry->path().extension() != ".py")) continue;
-      if (entry->is_regular_file()) found.push_back(entry->path());
+      std::error_code unreadable;  // a link that leads nowhere, or to itself
+      if (entry->is_regular_file(unreadable)) found.push_back(entry->path());
     }
   } catch (const fs::filesystem_error& error) {
     io::throw_system_error("read", error.path1().empty() ? folder : error.path1(),
@@ -147,6 +151,10 @@ std::optional<Document> CorpusReader::next() {
             counts_.num_empty, " empty documents, ", counts_.not_text.size(),
             " files that are not text");
   return std::nullopt;
+}
+
+bool CorpusReader::has_json_lines() const {
+  return std::ranges::any_of(files_, [](const File& file) { return is_json_lines(file.path); });
 }
 
 std::optional<Document> CorpusReader::read_next() {

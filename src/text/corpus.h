@@ -48,9 +48,12 @@ class CorpusReader {
 
   /// The next document, or nothing at the end. Errors: a file that is not text although it was
   /// named itself (in folders such files are counted and left out), a line that is not JSON or
-  /// lacks the field (names file and line), a corpus without any document.
+  /// lacks the field (names file and line), a corpus without any document. Invalid UTF-8 in a line
+  /// becomes U+FFFD.
   std::optional<Document> next();
   const CorpusCounts& counts() const { return counts_; }
+  /// Whether any file is JSON lines, so that CorpusOptions::field matters.
+  bool has_json_lines() const;
 
  private:
   struct File {

@@ -13,6 +13,10 @@
 
 namespace parallax::text {
 
+/// The special tokens that stand for the end of a document, where a tokenizer has them; the first
+/// one that it has counts.
+inline constexpr const char* kEndTokens[] = {"<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>"};
+
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;

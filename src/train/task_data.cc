@@ -62,7 +62,7 @@ TaskData open_shards(Recipe& recipe) {
             folder.string(), ": tokenizer.json is not the one that made the tokens");
   PLX_CHECK(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer of ", folder.string(),
             " has ", tokenizer->vocab_size(), " tokens, model.vocab_size is ", config.vocab_size);
-  if (!config.eos_token_id) config.eos_token_id = tokenizer->eos_id();
+  if (!config.eos_token_id) config.eos_token_id = train_set->manifest().eos_id;
 
   const int64_t context_length = recipe.data.context_length;
   TaskData data;

@@ -301,6 +301,53 @@ def test_an_assumed_byte_tokenizer_is_noted(softmax, parallax, tmp_path):
         assert "note" not in plx(command[0], softmax, *command[1:]).message
 
 
+def warnings_of(command, *arguments):
+    lines = plx(command, *arguments).message.splitlines()
+    return [line.split()[2] for line in lines if line.startswith("plx: warning: ")]
+
+
+def test_options_without_effect_are_warned_of(softmax, tmp_path):
+    prompt = (softmax, "--prompt", "a", "--max-tokens", 1)
+    filters = ("--top-k", 3, "--top-p", 0.9, "--min-p", 0.1, "--seed", 1)
+    names = ["--top-k", "--top-p", "--min-p", "--seed"]
+    assert warnings_of("generate", *prompt, *filters) == names
+    assert warnings_of("generate", *prompt, *filters, "--temperature", 1) == []
+    assert warnings_of("generate", *prompt, "--log-probabilities") == ["--log-probabilities"]
+    assert warnings_of("generate", *prompt, "--echo", "--json") == ["--echo"]
+    text, lines, shards = tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path / "shards"
+    text.write_text("some text")
+    lines.write_text('{"field": "some text"}')
+    options = ("--field", "field", "--split", "train")
+    assert warnings_of("eval", softmax, "--data", text, *options) == ["--split", "--field"]
+    assert warnings_of("eval", softmax, "--data", lines, *options) == ["--split"]
+    arguments = ("-o", shards, "--validation-fraction", 0, "--seed", 1, "--field", "field")
+    assert warnings_of("prepare", *arguments, text) == ["--field", "--seed"]
+    assert warnings_of("eval", softmax, "--data", shards, *options) == ["--field"]
+
+
+def test_an_empty_split_names_the_other(softmax, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    plx("prepare", "-o", tmp_path / "shards", "--validation-fraction", 0, text)
+    message = plx("eval", softmax, "--data", tmp_path / "shards", status=1).message
+    assert "split validation of" in message and "--split train has 10" in message
+
+
+@pytest.mark.parametrize("command", ["generate", "eval"])
+def test_results_that_are_lost_are_an_error(softmax, tmp_path, command):
+    text = tmp_path / "a.txt"
+    text.write_text("some text")
+    options = {"generate": ["--prompt-file", text, "--max-tokens", 2], "eval": ["--data", text]}
+    arguments = [build_path("apps/plx/plx"), command, softmax, *options[command]]
+    for more in ([], ["--json"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [*map(str, arguments), *more], stdout=full, stderr=subprocess.PIPE, check=False
+            )
+        assert done.returncode == 1
+        assert done.stderr.decode().splitlines()[-1].startswith("plx: cannot write to standard out")
+
+
 def reference_nats(model, document, context):
     """Sum of -log p over disjoint windows; the first token follows EOS, others the one before."""
     ids = [EOS, *document]
