@@ -1,10 +1,16 @@
 // plx: train, evaluate and run language models with Parallax attention.
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
+#include <sys/resource.h>
 
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
 #include <exception>
 #include <iostream>
 #include <limits>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -41,8 +47,10 @@ std::string unknown_command(const CLI::App& app, const std::string& word) {
     commands.push_back(command->get_name());
     list += (list.empty() ? "" : ", ") + commands.back();
   }
-  return "no command '" + word + "', the nearest is '" + parallax::nearest_name(word, commands) +
-         "' (commands: " + list + "; plx help shows what they do)";
+  const std::string nearest = parallax::nearest_name(word, commands);
+  return "no command '" + word + "'" +
+         (nearest.empty() ? "" : ", the nearest is '" + nearest + "'") + " (commands: " + list +
+         "; plx help shows what they do)";
 }
 
 /// PLX_NUM_THREADS is the library's; Torch's threads, which run it here, follow.
@@ -59,6 +67,47 @@ void keep_freed_memory() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 #endif
+}
+
+/// One line for any failure: Torch's messages without the frames of its stack.
+std::string text_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return "out of memory: the system gave no more, after " +
+           std::to_string(usage.ru_maxrss / 1024) + " MiB";
+  }
+  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
+  const std::string text =
+      from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
+  if (from_torch == nullptr) return text;
+  const std::string line = text.substr(0, text.find('\n'));
+  const bool is_memory = line.find("can't allocate memory") != std::string::npos;
+  return (is_memory ? "out of memory: " : "") + line;
+}
+
+/// Whether all that was printed has arrived; if not, it says why on stderr.
+bool flush_output() {
+  errno = 0;
+  std::cout.flush();
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0 && std::cout.good()) return true;
+  std::cerr << "plx: cannot write to standard output: "
+            << (errno != 0 ? std::strerror(errno) : "an earlier part was lost") << '\n';
+  return false;
+}
+
+int run(CLI::App& app, const std::vector<const char*>& words) {
+  try {
+    app.parse(static_cast<int>(words.size()), words.data());
+    return 0;
+  } catch (const CLI::RuntimeError& error) {  // a command's own exit status
+    return error.get_exit_code();
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const std::exception& error) {
+    std::cerr << "plx: " << text_of(error) << '\n';
+    return 1;
+  }
 }
 
 }  // namespace
@@ -80,15 +129,6 @@ int main(int argc, char** argv) {
     std::cerr << "plx: " << fault << '\n';
     return 2;
   }
-  try {
-    app.parse(static_cast<int>(words.size()), words.data());
-    return 0;
-  } catch (const CLI::RuntimeError& error) {  // a command's own exit status
-    return error.get_exit_code();
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  } catch (const std::exception& error) {
-    std::cerr << "plx: " << error.what() << '\n';
-    return 1;
-  }
+  const int status = run(app, words);
+  return flush_output() || status != 0 ? status : 1;
 }

@@ -4,10 +4,11 @@
 import json
 import os
 import re
+import resource
 import subprocess
 
 import pytest
-from support import build_path
+from support import REPO_ROOT, build_path
 
 COMMANDS = ["prepare", "train", "generate", "eval", "info"]
 
@@ -38,7 +39,8 @@ def test_help_is_a_command_too():
     assert plx("help") == plx("--help")
     assert all(command in plx("help")[0] for command in COMMANDS)
     assert plx("help", "train") == plx("train", "--help")
-    assert "no command 'bogus'" in plx("help", "bogus", status=2)[1]
+    message = plx("help", "bogus", status=2)[1]
+    assert "no command 'bogus' (commands: " in message, "none is near"
 
 
 @pytest.mark.parametrize(
@@ -102,6 +104,43 @@ def test_info_lists_head_sizes_as_ranges_and_a_reason_once():
     assert re.search(r"float64 +- +- +- *\n", cpu)
     assert cpu.count("dtype float64 is not built") == 1
     assert "not float64 forward, float64 backward, float64 decode:" in cpu
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["info"], ["train", "--list-settings"]])
+def test_output_that_is_lost_is_an_error(arguments):
+    with open("/dev/full", "w") as full:
+        command = [str(build_path("apps/plx/plx")), *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "plx: cannot write to standard output: No space left on device\n"
+
+
+def test_a_size_beyond_the_memory_is_one_line(tmp_path):
+    recipe = REPO_ROOT / "recipes/demo_recall_softmax.toml"
+    for size in (9_999_999_999, 3_000_000_000):
+        out = ("--output", tmp_path / "run", "--set", f"model.hidden_size={size}")
+        message = plx("train", recipe, *out, status=1)[1].splitlines()[-1:]
+        assert message and message[0].startswith("plx: ")
+
+
+def test_memory_that_runs_out_is_one_line(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 400_000_000 + '"}\n')
+
+    def limit_memory():
+        resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000, 1_200_000_000))
+
+    done = subprocess.run(
+        [build_path("apps/plx/plx"), "prepare", "-o", tmp_path / "out", tmp_path / "a.jsonl"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_memory,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.fullmatch(
+        r"plx: out of memory: the system gave no more, after \d+ MiB\n", done.stderr
+    )
 
 
 def test_messages_about_json_are_plain_words(tmp_path):
