@@ -51,14 +51,12 @@ class Progress {
   bool is_shown_ = false;
 };
 
-void add_text(const CLI::App& command, const EvalOptions& options,
-              const text::Tokenizer& tokenizer, evaluate::PerplexityMeter& meter,
-              Progress& progress) {
+void add_text(const CLI::App& command, const EvalOptions& options, const text::Tokenizer& tokenizer,
+              evaluate::PerplexityMeter& meter, Progress& progress) {
   text::CorpusReader reader({.inputs = {options.data}, .field = options.field});
   if (!reader.has_json_lines()) warn_without_effect(command, {"--field"}, kNoJsonLines);
   while (const std::optional<text::Document> document = reader.next()) {
-    meter.add_document(tokenizer.encode(document->text, /*parse_special=*/false),
-                       static_cast<int64_t>(document->text.size()));
+    meter.add_document(text::encode(document->text, tokenizer), document->text.size());
     progress.update(meter.num_scored());
   }
 }

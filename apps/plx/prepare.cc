@@ -37,14 +37,14 @@ struct Arguments {
 // One line on stderr, rewritten in place on a terminal, once a second otherwise.
 class ProgressLine {
  public:
-  void update(const text::CorpusCounts& counts) {
+  void update(int64_t num_documents, int64_t num_bytes) {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::seconds(1)) return;
     last_ = now;
-    const double megabytes = static_cast<double>(counts.num_text_bytes) * 1e-6;
+    const double megabytes = static_cast<double>(num_bytes) * 1e-6;
     const double seconds = std::chrono::duration<double>(now - start_).count();
     std::fprintf(stderr, "%sprepare: %lld documents, %.1f MB, %.1f MB/s%s",
-                 is_terminal_ ? "\r" : "", static_cast<long long>(counts.num_documents), megabytes,
+                 is_terminal_ ? "\r" : "", static_cast<long long>(num_documents), megabytes,
                  megabytes / seconds, is_terminal_ ? "  " : "\n");
     is_shown_ = true;
   }
@@ -101,9 +101,9 @@ void prepare(const CLI::App& command, Arguments& arguments) {
   const auto tokenizer = arguments.tokenizer == "bytes" ? text::make_byte_tokenizer()
                                                         : text::load_tokenizer(arguments.tokenizer);
   ProgressLine line;
-  const text::PrepareResult result =
-      text::prepare_tokens(arguments.options, *tokenizer,
-                           [&](const text::CorpusCounts& counts) { line.update(counts); });
+  const text::PrepareResult result = text::prepare_tokens(
+      arguments.options, *tokenizer,
+      [&](int64_t num_documents, int64_t num_bytes) { line.update(num_documents, num_bytes); });
   line.finish();
   if (!result.has_json_lines) warn_without_effect(command, {"--field"}, kNoJsonLines);
   if (arguments.options.validation_fraction == 0.0) {

@@ -143,6 +143,21 @@ std::string read_file(const fs::path& path) {
   return contents;
 }
 
+std::string read_part(const fs::path& path, int64_t begin, int64_t count) {
+  const Descriptor file(path, O_RDONLY);
+  std::string contents(static_cast<size_t>(count), '\0');
+  for (size_t filled = 0; filled < contents.size();) {
+    const ssize_t read = ::pread(file.number(), contents.data() + filled, contents.size() - filled,
+                                 begin + static_cast<off_t>(filled));
+    if (read < 0 && errno == EINTR) continue;
+    if (read < 0) throw_system_error("read", path, errno);
+    PLX_CHECK(read > 0, "cannot read ", path.string(), ": it has become shorter than ",
+              begin + count, " bytes while it was in use");
+    filled += static_cast<size_t>(read);
+  }
+  return contents;
+}
+
 AtomicFolder::AtomicFolder(fs::path path) : path_(folder_behind(std::move(path))) {
   PLX_CHECK(path_.has_filename() && path_.filename() != "." && path_.filename() != "..",
             "a folder name is needed to write to, given \"", path_.string(), "\"");

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <string>
 #include <string_view>
@@ -35,6 +36,9 @@ class AtomicFile {
 void write_file(const std::filesystem::path& path, std::string_view contents);
 /// The whole file; an Error that names the path and the reason if it cannot be read.
 std::string read_file(const std::filesystem::path& path);
+
+/// Bytes [begin, begin + count) of a file; an Error as above, also if the file has fewer.
+std::string read_part(const std::filesystem::path& path, int64_t begin, int64_t count);
 
 /// A folder that appears whole: fill staging(), then commit() flushes and renames it to `path`,
 /// replacing what stood there in one step where the file system can swap names (where it cannot, a

@@ -37,12 +37,18 @@ uint64_t mix64(uint64_t value) {
   return value ^ (value >> 31);
 }
 
-uint64_t hash64(std::string_view bytes) {
-  uint64_t hash = 0xCBF29CE484222325ull;
+void Hash64::add(std::string_view bytes) {
   for (const char byte : bytes) {
-    hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001B3ull;
+    state_ = (state_ ^ static_cast<unsigned char>(byte)) * 0x100000001B3ull;
   }
-  return mix64(hash);
+}
+
+uint64_t Hash64::value() const { return mix64(state_); }
+
+uint64_t hash64(std::string_view bytes) {
+  Hash64 hash;
+  hash.add(bytes);
+  return hash.value();
 }
 
 std::string to_hex(uint64_t value, int num_digits) {

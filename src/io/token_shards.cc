@@ -134,6 +134,11 @@ TokenDatasetWriter::TokenDatasetWriter(std::filesystem::path folder, Options opt
 
 void TokenDatasetWriter::append(Split split, std::span<const int32_t> tokens,
                                 int64_t num_text_bytes) {
+  append_part(split, tokens);
+  end_document(split, num_text_bytes);
+}
+
+void TokenDatasetWriter::append_part(Split split, std::span<const int32_t> tokens) {
   SplitInfo& info = manifest_.split(split);
   const auto bad = std::find_if(tokens.begin(), tokens.end(), [&](int32_t token) {
     return token < 0 || token >= options_.vocab_size;
@@ -142,9 +147,14 @@ void TokenDatasetWriter::append(Split split, std::span<const int32_t> tokens,
             " of document ", info.num_documents, " (", split_name(split),
             ") is outside the vocabulary of ", options_.vocab_size);
   writer(split).append(tokens);
+  info.num_tokens += std::ssize(tokens);
+}
+
+void TokenDatasetWriter::end_document(Split split, int64_t num_text_bytes) {
+  SplitInfo& info = manifest_.split(split);
   writer(split).append({&options_.eos_id, 1});
   ++info.num_documents;
-  info.num_tokens += static_cast<int64_t>(tokens.size()) + 1;
+  info.num_tokens += 1;
   info.num_text_bytes += num_text_bytes;
 }
 

@@ -61,6 +61,9 @@ class TokenDatasetWriter {
 
   /// Appends one document and its end-of-document token. An id outside [0, vocab_size) is an Error.
   void append(Split split, std::span<const int32_t> tokens, int64_t num_text_bytes);
+  /// append() of a document in parts: their tokens in order, then its end with its whole length.
+  void append_part(Split split, std::span<const int32_t> tokens);
+  void end_document(Split split, int64_t num_text_bytes);
   TokenManifest commit();
 
  private:

@@ -40,6 +40,7 @@ AddedTokenMatcher::AddedTokenMatcher(const std::vector<AddedToken>& tokens) : to
   for (size_t token_idx = 0; token_idx < tokens_.size(); ++token_idx) {
     const std::string& content = tokens_[token_idx].content;
     can_begin_[static_cast<unsigned char>(content.front())] = true;
+    longest_token_bytes_ = std::max(longest_token_bytes_, content.size());
     int32_t node = 0;
     for (const char byte : content) {
       const auto next = static_cast<int32_t>(token_at_node_.size());
@@ -66,6 +67,16 @@ int32_t AddedTokenMatcher::longest_at(std::string_view text) const {
     if (ends_here != kNone) longest = ends_here;
   }
   return longest;
+}
+
+bool AddedTokenMatcher::has_token_across(std::string_view text, size_t pos) const {
+  for (size_t begin = pos - std::min(pos, longest_token_bytes_); begin < pos; ++begin) {
+    if (!can_begin_[static_cast<unsigned char>(text[begin])]) continue;
+    const int32_t token_idx = longest_at(text.substr(begin));
+    if (token_idx == kNone) continue;
+    if (begin + tokens_[static_cast<size_t>(token_idx)].content.size() > pos) return true;
+  }
+  return false;
 }
 
 std::vector<AddedTokenMatcher::Span> AddedTokenMatcher::split(std::string_view text,

@@ -36,6 +36,10 @@ class AddedTokenMatcher {
   /// plain text, and no other token is looked for inside it.
   std::vector<Span> split(std::string_view text, bool parse_special) const;
 
+  /// Whether the bytes of some token begin before `pos` in `text` and end after it.
+  bool has_token_across(std::string_view text, size_t pos) const;
+  size_t longest_token_bytes() const { return longest_token_bytes_; }
+
  private:
   static constexpr int32_t kNone = -1;
   int32_t child(int32_t node, char byte) const;
@@ -46,6 +50,7 @@ class AddedTokenMatcher {
   std::unordered_map<uint64_t, int32_t> edges_;
   std::vector<int32_t> token_at_node_;
   std::array<bool, 256> can_begin_{};
+  size_t longest_token_bytes_ = 0;
 };
 
 }  // namespace parallax::text

@@ -26,6 +26,10 @@ class BpeTokenizer final : public Tokenizer {
   BpeTokenizer(const nlohmann::json& description, std::string serialized);
 
   std::vector<int32_t> encode(std::string_view text, bool parse_special = true) const override;
+  /// Found where no added token, no step of the pre-tokenizer and no normalisation reaches across;
+  /// in text that is repaired or normalised beside a line end only. None is found if an added token
+  /// that is not special takes white space with it.
+  size_t last_cut(std::string_view text) const override;
   std::string_view token_bytes(int32_t id) const override;
   bool is_special(int32_t id) const override;
   int32_t vocab_size() const override { return vocab_size_; }
@@ -39,6 +43,8 @@ class BpeTokenizer final : public Tokenizer {
   std::vector<AddedToken> read_added_tokens(const nlohmann::json& description) const;
   void encode_normalized(std::string_view text, bool parse_special, Scratch& scratch,
                          std::vector<int32_t>& ids) const;
+  size_t settled_cut(std::string_view text) const;
+  size_t settled_cut_in(std::string_view text, std::string_view plain, bool at_lines_only) const;
 
   std::string serialized_;
   BpeModel model_;

@@ -66,6 +66,8 @@ class ByteTokenizer final : public Tokenizer {
     return ids;
   }
 
+  size_t last_cut(std::string_view text) const override { return text.size(); }
+
   std::string_view token_bytes(int32_t id) const override {
     PLX_CHECK(id >= 0 && id <= kEosId, "token id ", id, " is not in 0..", kEosId);
     return id == kEosId ? kEos : std::string_view(bytes_).substr(static_cast<size_t>(id), 1);

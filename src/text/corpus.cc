@@ -60,9 +60,8 @@ std::string text_field(const std::string& line, const std::string& field,
                        const std::string& source) {
   nlohmann::json parsed;
   try {
-    parsed = nlohmann::json::parse(valid_utf8_prefix(line) == line.size()
-                                       ? line
-                                       : replace_invalid_utf8(line));
+    parsed = nlohmann::json::parse(
+        valid_utf8_prefix(line) == line.size() ? line : replace_invalid_utf8(line));
   } catch (const nlohmann::json::exception& error) {
     PLX_FAIL(source, ": not JSON: ", io::plain_what(error));
   }
@@ -80,18 +79,56 @@ std::string text_field(const std::string& line, const std::string& field,
   return std::move(found->get_ref<std::string&>());
 }
 
+// looks_binary of bytes that come in parts, and their hash.
+class TextCheck {
+ public:
+  void add(std::string_view bytes) {
+    hash_.add(bytes);
+    num_bytes_ += bytes.size();
+    has_nul_ = has_nul_ || bytes.find('\0') != std::string_view::npos;
+    const std::string joined =
+        unfinished_.empty() ? std::string() : unfinished_ + std::string(bytes);
+    std::string_view rest = unfinished_.empty() ? bytes : joined;
+    unfinished_.clear();
+    while (!rest.empty()) {
+      const Utf8Unit unit = next_utf8(rest);
+      if (unit.kind == Utf8Kind::kTruncated) {
+        unfinished_ = rest;
+        break;
+      }
+      if (unit.kind == Utf8Kind::kInvalid) num_invalid_ += unit.num_bytes;
+      rest.remove_prefix(unit.num_bytes);
+    }
+  }
+  bool looks_binary() const {
+    return has_nul_ || num_invalid_ + unfinished_.size() > num_bytes_ / 10;
+  }
+  uint64_t hash() const { return hash_.value(); }
+
+ private:
+  io::Hash64 hash_;
+  size_t num_bytes_ = 0, num_invalid_ = 0;
+  bool has_nul_ = false;
+  std::string unfinished_;  // the beginning of a character at the end of the last part
+};
+
+// The last place in [earliest, latest] that a newline stands right before.
+std::optional<int64_t> last_line_start(const DocumentText& text, int64_t earliest, int64_t latest) {
+  constexpr int64_t kBlockBytes = int64_t{1} << 16;
+  for (int64_t end = latest; end >= earliest; end -= kBlockBytes) {
+    const int64_t begin = std::max(earliest - 1, end - kBlockBytes);
+    const size_t newline = text.read(begin, end - begin).rfind('\n');
+    if (newline != std::string::npos) return begin + static_cast<int64_t>(newline) + 1;
+  }
+  return std::nullopt;
+}
+
 }  // namespace
 
 bool looks_binary(std::string_view bytes) {
-  if (bytes.find('\0') != std::string_view::npos) return true;
-  const size_t allowed = bytes.size() / 10;
-  size_t num_invalid = 0;
-  while (!bytes.empty() && num_invalid <= allowed) {
-    const Utf8Unit unit = next_utf8(bytes);
-    if (unit.kind != Utf8Kind::kValid) num_invalid += unit.num_bytes;
-    bytes.remove_prefix(unit.num_bytes);
-  }
-  return num_invalid > allowed;
+  TextCheck check;
+  check.add(bytes);
+  return check.looks_binary();
 }
 
 CorpusReader::CorpusReader(CorpusOptions options) : options_(std::move(options)) {
@@ -134,17 +171,16 @@ void CorpusReader::add_folder(const fs::path& folder, bool python_only) {
 
 std::optional<Document> CorpusReader::next() {
   while (std::optional<Document> document = read_next()) {
-    if (document->text.empty()) {
+    if (document->text.size() == 0) {
       ++counts_.num_empty;
       continue;
     }
-    document->hash = io::hash64(document->text);
     if (!seen_.insert(document->hash).second) {
       ++counts_.num_duplicates;
       continue;
     }
     ++counts_.num_documents;
-    counts_.num_text_bytes += static_cast<int64_t>(document->text.size());
+    counts_.num_text_bytes += document->text.size();
     return document;
   }
   PLX_CHECK(counts_.num_documents > 0, "the corpus is empty: ", files_.size(), " files, ",
@@ -169,21 +205,30 @@ std::optional<Document> CorpusReader::read_next() {
       errno = 0;
       lines_.open(file.path, std::ios::binary);
       if (!lines_) io::throw_system_error("read", file.path, errno);
-    } else if (auto document = read_whole(file)) {
+    } else if (auto document = read_text(file)) {
       return document;
     }
   }
 }
 
-std::optional<Document> CorpusReader::read_whole(const File& file) {
-  std::string text = io::read_file(file.path);
-  if (looks_binary(text)) {
+std::optional<Document> CorpusReader::read_text(const File& file) {
+  std::error_code unknown;
+  const bool is_regular = fs::is_regular_file(file.path, unknown);
+  const auto num_bytes = is_regular ? static_cast<int64_t>(fs::file_size(file.path, unknown)) : 0;
+  DocumentText text = num_bytes > options_.largest_in_memory
+                          ? DocumentText(file.path, num_bytes)
+                          : DocumentText(io::read_file(file.path));
+  TextCheck check;
+  for (int64_t begin = 0; begin < text.size(); begin += kPieceBytes) {
+    check.add(text.read(begin, std::min(kPieceBytes, text.size() - begin)));
+  }
+  if (check.looks_binary()) {
     PLX_CHECK(!file.is_named, file.path.string(),
               ": not a text file: it holds NUL bytes or is mostly not UTF-8");
     counts_.not_text.push_back(file.path.string());
     return std::nullopt;
   }
-  return Document{file.path.string(), std::move(text)};
+  return Document{file.path.string(), std::move(text), check.hash()};
 }
 
 std::optional<Document> CorpusReader::read_line() {
@@ -195,7 +240,8 @@ std::optional<Document> CorpusReader::read_line() {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     std::string source = path.string() + ":" + std::to_string(line_number_);
     std::string text = text_field(line, options_.field, source);
-    return Document{std::move(source), std::move(text)};
+    const uint64_t hash = io::hash64(text);
+    return Document{std::move(source), std::move(text), hash};
   }
   if (lines_.bad()) io::throw_system_error("read", path, errno);
   lines_.close();
@@ -222,7 +268,7 @@ Splitter::Item Splitter::decide(Document document) {
 }
 
 std::optional<Splitter::Item> Splitter::add(Document document) {
-  num_bytes_ += static_cast<int64_t>(document.text.size());
+  num_bytes_ += document.text.size();
   if (validation_fraction_ == 0) return decide(std::move(document));
   if (!held_) {
     held_ = std::move(document);
@@ -238,9 +284,9 @@ std::vector<Splitter::Item> Splitter::finish() {
   Document last = std::move(*held_);
   held_.reset();
   if (num_validation_ == 0) {
-    const size_t cut = cut_position(last.text);
-    items.push_back({io::Split::kTrain, last.text.substr(0, cut)});
-    items.push_back({io::Split::kValidation, last.text.substr(cut)});
+    const int64_t cut = cut_position(last.text);
+    items.push_back({io::Split::kTrain, last.text.part(0, cut)});
+    items.push_back({io::Split::kValidation, last.text.part(cut, last.text.size())});
   } else if (num_train_ == 0) {
     items.push_back({io::Split::kTrain, std::move(last.text)});
   } else {
@@ -251,21 +297,18 @@ std::vector<Splitter::Item> Splitter::finish() {
 
 // Just after the last newline that leaves validation between one and two times its share, else at
 // the character boundary at or before its share.
-size_t Splitter::cut_position(const std::string& text) const {
-  const size_t size = text.size();
+int64_t Splitter::cut_position(const DocumentText& text) const {
+  const int64_t size = text.size();
   PLX_CHECK(size >= 2, "the corpus is too small to hold out validation text; give more text or a ",
             "validation fraction of 0");
-  const auto share =
-      static_cast<size_t>(std::llround(validation_fraction_ * static_cast<double>(num_bytes_)));
-  const size_t tail = std::clamp<size_t>(share, 1, size / 2);
-  const size_t latest = size - tail;
-  const size_t earliest = size - std::min(2 * tail, std::max<size_t>(3 * size / 4, 1));
-  const size_t newline = text.rfind('\n', latest - 1);
-  if (newline != std::string::npos && newline + 1 >= std::max<size_t>(earliest, 1)) {
-    return newline + 1;
-  }
-  size_t cut = latest;
-  while (cut > 1 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
+  const int64_t share = std::llround(validation_fraction_ * static_cast<double>(num_bytes_));
+  const int64_t tail = std::clamp<int64_t>(share, 1, size / 2);
+  const int64_t latest = size - tail;
+  const int64_t earliest = size - std::min(2 * tail, std::max<int64_t>(3 * size / 4, 1));
+  const auto line_start = last_line_start(text, std::max<int64_t>(earliest, 1), latest);
+  if (line_start) return *line_start;
+  int64_t cut = latest;
+  while (cut > 1 && (static_cast<unsigned char>(text.read(cut, 1)[0]) & 0xC0) == 0x80) --cut;
   return cut;
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "io/token_manifest.h"
+#include "text/document.h"
 
 namespace parallax::text {
 
@@ -24,12 +25,15 @@ struct CorpusOptions {
   /// Adds the .py files of the standard library of the Python found (.venv/bin/python, else
   /// python3), without its tests and installed packages.
   bool python_sources = false;
+  /// Files that are larger stay on disk: they are read once for hash and check, and again in parts
+  /// as the text of their document is used.
+  int64_t largest_in_memory = kPieceBytes;
 };
 
 struct Document {
   std::string source;  // the file, for JSON lines with ":line"
-  std::string text;
-  uint64_t hash = 0;  // io::hash64(text)
+  DocumentText text;
+  uint64_t hash = 0;  // io::hash64 of the text
 };
 
 struct CorpusCounts {
@@ -39,8 +43,8 @@ struct CorpusCounts {
   std::vector<std::string> not_text;  // files found in folders and left out
 };
 
-/// Reads a corpus document by document. Memory: the largest document (for JSON lines the largest
-/// line), and 8 bytes and a table entry per document to find duplicates.
+/// Reads a corpus document by document. Memory: CorpusOptions::largest_in_memory or the largest
+/// JSON line (a pipe is read whole), and 8 bytes and a table entry per document to find duplicates.
 class CorpusReader {
  public:
   /// Errors: nothing named, a path that does not exist, a folder without files, no Python.
@@ -62,7 +66,7 @@ class CorpusReader {
   };
   void add_folder(const std::filesystem::path& folder, bool python_only);
   std::optional<Document> read_next();
-  std::optional<Document> read_whole(const File& file);
+  std::optional<Document> read_text(const File& file);
   std::optional<Document> read_line();
 
   CorpusOptions options_;
@@ -93,7 +97,7 @@ class Splitter {
  public:
   struct Item {
     io::Split split;
-    std::string text;
+    DocumentText text;
   };
   /// validation_fraction in [0, 1).
   Splitter(double validation_fraction, uint64_t seed);
@@ -106,7 +110,7 @@ class Splitter {
  private:
   io::Split split_of(const Document& document) const;
   Item decide(Document document);
-  size_t cut_position(const std::string& text) const;
+  int64_t cut_position(const DocumentText& text) const;
 
   double validation_fraction_;
   uint64_t seed_;

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text/pre_tokenizer.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <utility>
@@ -90,6 +91,32 @@ PreTokenizer::Scratch PreTokenizer::make_scratch() const {
 
 void PreTokenizer::split(std::string_view text, Scratch& scratch, const Emit& emit) const {
   split_from(0, text, scratch, emit);
+}
+
+std::vector<size_t> PreTokenizer::settled_cuts(std::string_view text, Scratch& scratch) const {
+  std::vector<size_t> cuts;
+  add_settled_cuts(0, text, 0, scratch, cuts);
+  std::erase_if(cuts, [&](size_t cut) { return cut == 0 || cut >= text.size(); });
+  cuts.erase(std::unique(cuts.begin(), cuts.end()), cuts.end());
+  return cuts;
+}
+
+// The cuts of text.substr(begin), which a step gets as one piece that may grow at its end.
+void PreTokenizer::add_settled_cuts(size_t step_idx, std::string_view text, size_t begin,
+                                    Scratch& scratch, std::vector<size_t>& cuts) const {
+  if (step_idx == steps_.size() || begin == text.size()) return;
+  const Step& step = steps_[step_idx];
+  if (step.prefix_space || (step.regex && step.regex->looks_behind())) return;
+  size_t end = text.size();
+  while (step.regex) {
+    const auto found = step.regex->find_settled(text, begin, scratch[step_idx]);
+    end = found.no_match_before;
+    if (!found.match) break;
+    cuts.push_back(found.match->begin);
+    cuts.push_back(found.match->end);
+    begin = found.match->end;
+  }
+  add_settled_cuts(step_idx + 1, text.substr(0, end), begin, scratch, cuts);
 }
 
 void PreTokenizer::split_from(size_t step_idx, std::string_view text, Scratch& scratch,

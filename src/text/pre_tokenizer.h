@@ -30,6 +30,11 @@ class PreTokenizer {
   /// outside `text` (add_prefix_space) and lives until `emit` returns.
   void split(std::string_view text, Scratch& scratch, const Emit& emit) const;
 
+  /// Places inside `text`, ascending, that split() cuts at in any text that goes on from it, and
+  /// after which it goes on as at the beginning of a text. Found for steps that neither look behind
+  /// nor add a space; a piece that may still grow is cut only by steps after the one it is left by.
+  std::vector<size_t> settled_cuts(std::string_view text, Scratch& scratch) const;
+
  private:
   struct Step {
     bool prefix_space = false;                  // put a space before a piece that has none
@@ -41,6 +46,8 @@ class PreTokenizer {
   void add_split(const nlohmann::json& description);
   void split_from(size_t step_idx, std::string_view text, Scratch& scratch, const Emit& emit) const;
   void cut(size_t step_idx, std::string_view text, Scratch& scratch, const Emit& emit) const;
+  void add_settled_cuts(size_t step_idx, std::string_view text, size_t begin, Scratch& scratch,
+                        std::vector<size_t>& cuts) const;
 
   std::vector<Step> steps_;
   bool has_byte_level_ = false;

@@ -1,4 +1,5 @@
-// Documents are read and written by one thread, in order; batches of them are tokenised by many.
+// Documents are read and written by one thread, in order; their pieces are tokenised by many, a
+// batch at a time.
 // SPDX-License-Identifier: Apache-2.0
 #include "text/prepare.h"
 
@@ -6,8 +7,10 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 #include "io/token_shards.h"
@@ -20,7 +23,8 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kBatchBytesPerThread = 4 << 20;
 
-// Refuses a folder that holds anything but what prepare wrote there: replacing it would delete that.
+// Refuses a folder that holds anything but what prepare wrote there: replacing it would delete
+// that.
 void check_replaceable(const fs::path& output, const std::string& given) {
   PLX_CHECK(fs::exists(output / io::kManifestFile), given,
             ": this folder holds other things than prepared tokens and would be replaced; name "
@@ -67,22 +71,29 @@ int32_t find_end_token(const PrepareOptions& options, const Tokenizer& tokenizer
   return *tokenizer.eos_id();
 }
 
-// encode() of every item, spread over threads; the first exception of any is thrown on.
-std::vector<std::vector<int32_t>> encode_all(const std::vector<Splitter::Item>& items,
+// A document, or a part of one.
+struct Piece {
+  io::Split split;
+  std::string text;
+  std::optional<int64_t> document_bytes;  // with the last part of a document: its length
+};
+
+// encode() of every piece, spread over threads; the first exception of any is thrown on.
+std::vector<std::vector<int32_t>> encode_all(const std::vector<Piece>& pieces,
                                              const Tokenizer& tokenizer, int num_threads) {
-  std::vector<std::vector<int32_t>> tokens(items.size());
+  std::vector<std::vector<int32_t>> tokens(pieces.size());
   std::atomic<size_t> next_idx{0};
   std::exception_ptr failure;
   std::mutex failure_mutex;
   const auto work = [&] {
     try {
-      for (size_t idx = next_idx++; idx < items.size(); idx = next_idx++) {
-        tokens[idx] = tokenizer.encode(items[idx].text, /*parse_special=*/false);
+      for (size_t idx = next_idx++; idx < pieces.size(); idx = next_idx++) {
+        tokens[idx] = tokenizer.encode(pieces[idx].text, /*parse_special=*/false);
       }
     } catch (...) {
       const std::scoped_lock lock(failure_mutex);
       if (!failure) failure = std::current_exception();
-      next_idx = items.size();
+      next_idx = pieces.size();
     }
   };
   {
@@ -94,25 +105,30 @@ std::vector<std::vector<int32_t>> encode_all(const std::vector<Splitter::Item>& 
   return tokens;
 }
 
-// Collects items, and tokenises and writes them a batch at a time.
+// Collects pieces of documents, and tokenises and writes them a batch at a time.
 class BatchWriter {
  public:
-  BatchWriter(const PrepareOptions& options, const Tokenizer& tokenizer, int32_t end_token)
+  BatchWriter(const PrepareOptions& options, const Tokenizer& tokenizer, int32_t end_token,
+              PrepareProgress progress)
       : tokenizer_(tokenizer),
         num_threads_(options.num_threads),
+        piece_bytes_(options.corpus.largest_in_memory),
+        progress_(std::move(progress)),
         writer_(options.output, {.vocab_size = tokenizer.vocab_size(),
                                  .eos_id = end_token,
                                  .tokenizer_json = tokenizer.serialized(),
                                  .tokenizer_fingerprint = tokenizer.fingerprint(),
                                  .shard_tokens = options.shard_tokens}) {}
 
-  /// True if that completed a batch.
-  bool add(Splitter::Item item) {
-    batch_bytes_ += static_cast<int64_t>(item.text.size());
-    batch_.push_back(std::move(item));
-    const bool is_full = batch_bytes_ >= kBatchBytesPerThread * num_threads_;
-    if (is_full) write_batch();
-    return is_full;
+  void add(const Splitter::Item& item) {
+    PieceReader pieces(item.text, tokenizer_, piece_bytes_);
+    while (!pieces.at_end()) {
+      Piece piece{item.split, pieces.next(), {}};
+      if (pieces.at_end()) piece.document_bytes = item.text.size();
+      batch_bytes_ += std::ssize(piece.text);
+      batch_.push_back(std::move(piece));
+      if (batch_bytes_ >= kBatchBytesPerThread * num_threads_) write_batch();
+    }
   }
 
   io::TokenManifest commit() {
@@ -124,34 +140,40 @@ class BatchWriter {
   void write_batch() {
     const auto tokens = encode_all(batch_, tokenizer_, num_threads_);
     for (size_t idx = 0; idx < batch_.size(); ++idx) {
-      writer_.append(batch_[idx].split, tokens[idx], static_cast<int64_t>(batch_[idx].text.size()));
+      const Piece& piece = batch_[idx];
+      writer_.append_part(piece.split, tokens[idx]);
+      if (!piece.document_bytes) continue;
+      writer_.end_document(piece.split, *piece.document_bytes);
+      ++num_documents_;
     }
+    num_bytes_ += std::exchange(batch_bytes_, 0);
     batch_.clear();
-    batch_bytes_ = 0;
+    if (progress_) progress_(num_documents_, num_bytes_);
   }
 
   const Tokenizer& tokenizer_;
   int num_threads_;
+  int64_t piece_bytes_;
+  PrepareProgress progress_;
   io::TokenDatasetWriter writer_;
-  std::vector<Splitter::Item> batch_;
-  int64_t batch_bytes_ = 0;
+  std::vector<Piece> batch_;
+  int64_t batch_bytes_ = 0, num_documents_ = 0, num_bytes_ = 0;
 };
 
 }  // namespace
 
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
-                             const std::function<void(const CorpusCounts&)>& progress) {
+                             const PrepareProgress& progress) {
   PLX_CHECK(options.num_threads >= 1, "at least 1 thread is needed, given ", options.num_threads);
   const int32_t end_token = find_end_token(options, tokenizer);
   check_output(options);
   Splitter splitter(options.validation_fraction, options.seed);
   CorpusReader reader(options.corpus);
-  BatchWriter writer(options, tokenizer, end_token);
+  BatchWriter writer(options, tokenizer, end_token, progress);
   while (std::optional<Document> document = reader.next()) {
-    std::optional<Splitter::Item> item = splitter.add(std::move(*document));
-    if (item && writer.add(std::move(*item)) && progress) progress(reader.counts());
+    if (const auto item = splitter.add(std::move(*document))) writer.add(*item);
   }
-  for (Splitter::Item& item : splitter.finish()) writer.add(std::move(item));
+  for (const Splitter::Item& item : splitter.finish()) writer.add(item);
   return {writer.commit(), reader.counts(), reader.has_json_lines()};
 }
 

@@ -30,14 +30,18 @@ struct PrepareResult {
   bool has_json_lines = false;  // whether the field option mattered
 };
 
+/// Called with the documents and bytes of text that are written so far.
+using PrepareProgress = std::function<void(int64_t num_documents, int64_t num_bytes)>;
+
 /// Reads, divides (Splitter) and tokenises the corpus and writes it to `output`, which appears only
 /// when all of it is written; tokens prepared there earlier are replaced. Special tokens that stand
 /// in the text are ordinary text. Same input, same bytes, for any number of threads. `progress` is
-/// called after every few megabytes. Memory: the largest document, and 4 MB of text per thread.
+/// called after every few megabytes. Memory: that of CorpusReader and PieceReader, and 4 MB of text
+/// with its tokens per thread.
 ///
 /// Errors: those of CorpusReader; a tokenizer without end-of-document token; an output folder that
 /// holds anything else than prepared tokens, or lies in a folder that is read.
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
-                             const std::function<void(const CorpusCounts&)>& progress = {});
+                             const PrepareProgress& progress = {});
 
 }  // namespace parallax::text

@@ -55,21 +55,43 @@ Regex::Regex(const std::string& pattern) {
   uint32_t can_be_empty = 0;
   pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &can_be_empty);
   PLX_CHECK(can_be_empty == 0, "pattern '", pattern, "' can match the empty string");
-  pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE);  // where there is none, PCRE2 interprets
+  // Where there is no such compiler, PCRE2 interprets.
+  pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE | PCRE2_JIT_PARTIAL_HARD);
+}
+
+int Regex::search(std::string_view text, size_t start, Scratch& scratch, uint32_t options) const {
+  const auto match = [&](uint32_t more_options) {
+    return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), start,
+                       PCRE2_NO_UTF_CHECK | options | more_options, scratch.data_.get(),
+                       match_context());
+  };
+  int result = match(0);
+  if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
+  PLX_CHECK(result > 0 || result == PCRE2_ERROR_NOMATCH || result == PCRE2_ERROR_PARTIAL,
+            "matching failed: ", message_of(result));
+  return result;
 }
 
 std::optional<Regex::Match> Regex::find(std::string_view text, size_t start,
                                         Scratch& scratch) const {
-  const auto match = [&](uint32_t options) {
-    return pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), start,
-                       PCRE2_NO_UTF_CHECK | options, scratch.data_.get(), match_context());
-  };
-  int result = match(0);
-  if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(PCRE2_NO_JIT);
-  if (result == PCRE2_ERROR_NOMATCH) return std::nullopt;
-  PLX_CHECK(result > 0, "matching failed: ", message_of(result));
+  if (search(text, start, scratch, 0) == PCRE2_ERROR_NOMATCH) return std::nullopt;
   const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(scratch.data_.get());
   return Match{bounds[0], bounds[1]};
+}
+
+// A hard partial match: PCRE2 reports the first attempt that would look beyond the end of the text.
+Regex::Settled Regex::find_settled(std::string_view text, size_t start, Scratch& scratch) const {
+  const int result = search(text, start, scratch, PCRE2_PARTIAL_HARD);
+  if (result == PCRE2_ERROR_NOMATCH) return {std::nullopt, text.size()};
+  const PCRE2_SIZE* bounds = pcre2_get_ovector_pointer(scratch.data_.get());
+  if (result == PCRE2_ERROR_PARTIAL) return {std::nullopt, bounds[0]};
+  return {Match{bounds[0], bounds[1]}, bounds[0]};
+}
+
+bool Regex::looks_behind() const {
+  uint32_t num_characters = 0;
+  pcre2_pattern_info(code_.get(), PCRE2_INFO_MAXLOOKBEHIND, &num_characters);
+  return num_characters > 0;
 }
 
 }  // namespace parallax::text

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,7 +40,18 @@ class Regex {
   /// beginning of a character; lookbehind sees the text before `start`.
   std::optional<Match> find(std::string_view text, size_t start, Scratch& scratch) const;
 
+  /// What find() gives in any text that goes on from `text`, as far as `text` alone decides it.
+  struct Settled {
+    std::optional<Match> match;  // nothing: what comes after `text` has a say
+    size_t no_match_before;      // the match, if there is one at all, begins here or later
+  };
+  Settled find_settled(std::string_view text, size_t start, Scratch& scratch) const;
+  /// Whether a match may depend on what stands before the place where the search starts.
+  bool looks_behind() const;
+
  private:
+  int search(std::string_view text, size_t start, Scratch& scratch, uint32_t options) const;
+
   std::shared_ptr<pcre2_real_code_8> code_;
 };
 

@@ -25,6 +25,10 @@ class Tokenizer {
   /// the text are recognised as such; otherwise they are ordinary text. Invalid UTF-8 is replaced
   /// as Python's decode(errors="replace") does it, except by the byte tokenizer, which keeps bytes.
   virtual std::vector<int32_t> encode(std::string_view text, bool parse_special = true) const = 0;
+  /// A place to cut a text that starts with `text`, the last that is found; 0 if none is. Whatever
+  /// follows `text`, the ids of the text before the cut and after it are, joined, those of the
+  /// whole, without parse_special.
+  virtual size_t last_cut(std::string_view text) const = 0;
   /// The bytes of one token; a special token's bytes are its text.
   virtual std::string_view token_bytes(int32_t id) const = 0;
   virtual bool is_special(int32_t id) const = 0;

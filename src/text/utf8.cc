@@ -3,6 +3,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text/utf8.h"
 
+#include <algorithm>
+
 #include <cstring>
 
 namespace parallax::text {
@@ -28,6 +30,14 @@ Utf8Unit next_utf8(std::string_view text) {
     low = 0x80, high = 0xBF;
   }
   return {length, Utf8Kind::kValid};
+}
+
+size_t unfinished_utf8(std::string_view text) {
+  for (size_t num_bytes = 1; num_bytes <= std::min<size_t>(3, text.size()); ++num_bytes) {
+    const Utf8Unit unit = next_utf8(text.substr(text.size() - num_bytes));
+    if (unit.kind == Utf8Kind::kTruncated) return num_bytes;
+  }
+  return 0;
 }
 
 size_t valid_utf8_prefix(std::string_view text) {

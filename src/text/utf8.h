@@ -26,6 +26,9 @@ struct Utf8Unit {
 /// The character, or the maximal subpart of one, at the start of `text`, which is not empty.
 Utf8Unit next_utf8(std::string_view text);
 
+/// Bytes at the end of `text`, at most three, that what follows may make a character.
+size_t unfinished_utf8(std::string_view text);
+
 /// Length of the longest prefix of whole characters.
 size_t valid_utf8_prefix(std::string_view text);
 

@@ -168,12 +168,13 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
 
 
-def peak_memory_of_prepare(tmp_path, num_lines):
-    """Kilobytes that preparing so many lines of 1 kB takes at most."""
-    file = tmp_path / f"{num_lines}.jsonl"
+def peak_memory_of_prepare(tmp_path, num_lines, *arguments, json_lines=True):
+    """Kilobytes that preparing so many lines of 1 kB takes at most, as JSON lines or one text."""
+    file = tmp_path / f"{num_lines}.{'jsonl' if json_lines else 'txt'}"
     with open(file, "wb") as lines:
         for idx in range(num_lines):
-            lines.write(b'{"text": "%08d%s"}\n' % (idx, b"x" * 980))
+            text = b"%08d%s" % (idx, b" xyz" * 245)
+            lines.write(b'{"text": "%s"}\n' % text if json_lines else text + b"\n")
     command = [
         build_path("apps/plx/plx"),
         "prepare",
@@ -181,12 +182,14 @@ def peak_memory_of_prepare(tmp_path, num_lines):
         "1",
         "-o",
         tmp_path / "out",
+        *arguments,
         file,
     ]
     run = [sys.executable, "-c", PEAK_MEMORY, *command]
     peak = subprocess.run(run, capture_output=True, check=True, timeout=60).stdout
     splits = json.loads((tmp_path / "out/manifest.json").read_text())["splits"]
-    assert sum(split["documents"] for split in splits.values()) == num_lines
+    num_documents = num_lines if json_lines else 2  # one text, cut for validation
+    assert sum(split["documents"] for split in splits.values()) == num_documents
     return int(peak)
 
 
@@ -194,6 +197,32 @@ def test_json_lines_are_streamed(tmp_path):
     """20 batches and 80 MB more of text take a fraction of that in memory."""
     more = peak_memory_of_prepare(tmp_path, 100_000) - peak_memory_of_prepare(tmp_path, 20_000)
     assert more < 20_000, f"{more} kB more for 80 MB more of text"
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe"])
+def test_a_text_file_is_streamed(tmp_path, tokenizer):
+    """80 MB more of one text take a fraction of that in memory."""
+    arguments = []
+    if tokenizer == "bpe":
+        save_small_bpe(tmp_path / "tokenizer.json")
+        arguments = ["--tokenizer", tmp_path]
+    large = peak_memory_of_prepare(tmp_path, 100_000, *arguments, json_lines=False)
+    more = large - peak_memory_of_prepare(tmp_path, 20_000, *arguments, json_lines=False)
+    assert more < 20_000, f"{more} kB more for 80 MB more of text"
+
+
+def test_a_large_text_gives_the_tokens_of_the_whole(tmp_path):
+    """Several pieces of a BPE tokenizer, against `tokenizers` on the whole file."""
+    tokenizer = save_small_bpe(tmp_path / "tokenizer.json")
+    line = "the 3 words\u00e9 of  line {}  \u6f22\u5b57 \n\n   and 'll 12345 more\tof it\n"
+    text = "".join(line.format(idx) for idx in range(150_000))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    assert (tmp_path / "a.txt").stat().st_size > 8 << 20
+    prepared("-o", tmp_path / "out", "--tokenizer", tmp_path, "--validation-fraction", 0,
+             "--threads", 2, tmp_path / "a.txt")  # fmt: skip
+    data = (tmp_path / "out/train-00000.bin").read_bytes()[24:]
+    expected = [*tokenizer.encode(text).ids, tokenizer.token_to_id("<|endoftext|>")]
+    assert np.array_equal(np.frombuffer(data, dtype="<u2"), expected)
 
 
 def test_single_file_is_cut_at_a_line_near_its_end(tmp_path):
@@ -209,6 +238,22 @@ def test_fraction_zero_holds_nothing_out(tmp_path):
     prepared("-o", tmp_path / "out", "--validation-fraction", 0, tmp_path / "a.txt")
     assert read_texts(tmp_path / "out", "train") == [b"only"]
     assert read_texts(tmp_path / "out", "validation") == []
+
+
+def save_small_bpe(path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        show_progress=False,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["the words of a line, and more of it"] * 5, trainer)
+    tokenizer.save(str(path))
+    return tokenizer
 
 
 def test_trained_tokenizer_is_used_and_copied(tmp_path):
@@ -254,12 +299,13 @@ def test_another_end_token_is_named(tmp_path):
     message = refused(*arguments, tmp_path / "a.txt")
     assert "none of <|endoftext|>, <|end_of_text|>, </s>, <eos>" in message
     assert "--end-token" in message
-    assert "no special token [END]" in refused(*arguments, "--end-token", "[END]", tmp_path / "a.txt")
+    assert "no special token [END]" in refused(
+        *arguments, "--end-token", "[END]", tmp_path / "a.txt"
+    )
     prepared(*arguments, "--end-token", "[EOS]", tmp_path / "a.txt")
-    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     eos = tokenizer.token_to_id("[EOS]")
     data = (tmp_path / "out/train-00000.bin").read_bytes()
-    assert eos in manifest["tokenizer"].values() or manifest.get("eos_id") == eos
+    assert f'"eos_id": {eos}' in (tmp_path / "out/manifest.json").read_text()
     assert np.frombuffer(data[24:], dtype="<u2")[-1] == eos
 
 

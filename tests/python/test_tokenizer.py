@@ -225,6 +225,60 @@ def test_special_tokens_as_plain_text_give_equal_ids(encoder):
     encoder.assert_equal(mixed_bytes(random.Random(3), 5000), mode="plain")
 
 
+def without_stripping_tokens(path, folder):
+    """A copy whose added tokens take no white space with them: such tokens forbid all cuts."""
+    description = json.loads(path.read_text())
+    kept = [t for t in description["added_tokens"] if not t["lstrip"] and not t["rstrip"]]
+    first = min(t["id"] for t in description["added_tokens"] if t["id"] >= 2000)
+    for number, token in enumerate(t for t in kept if t["id"] >= first):
+        token["id"] = first + number
+    description["added_tokens"] = kept
+    target = folder / "cuttable.json"
+    target.write_text(json.dumps(description))
+    return target
+
+
+@pytest.mark.parametrize("piece_bytes", [64, 1000, 70_000])
+def test_pieces_of_a_text_give_the_ids_of_the_whole(encoder, piece_bytes):
+    path = without_stripping_tokens(encoder.path, encoder.folder)
+    cuttable = Encoder(path, encoder.folder)
+    rng = random.Random(f"pieces {piece_bytes}")
+    parts = [library_sources(150_000), mixed_bytes(rng, 10_000), "".join(FRAGMENTS).encode() * 20]
+    for contents in parts:
+        whole = cuttable.ids(contents, "plain")
+        finished = run_tool(path, cuttable.folder / "in", cuttable.folder / "out", "pieces",
+                            piece_bytes)  # fmt: skip
+        assert finished.returncode == 0, finished.stderr
+        pieces = np.frombuffer((cuttable.folder / "out").read_bytes(), dtype=np.int32)
+        assert np.array_equal(pieces, whole)
+        if encoder.folder.name.startswith("gpt2_prefix_space"):
+            continue  # a space would be put before each piece, so there is none but the whole
+        if piece_bytes < 70_000 or contents is parts[0]:
+            assert int(finished.stdout.split()[0]) > len(contents) / piece_bytes / 20
+
+
+def smollm2_tokenizer():
+    """SmolLM2's own tokenizer.json: PLX_TEST_SMOLLM2 names it, or Hugging Face's cache has it."""
+    if named := os.environ.get("PLX_TEST_SMOLLM2"):
+        path = Path(named)
+        return path / "tokenizer.json" if path.is_dir() else path
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    found = cache.glob("models--HuggingFaceTB--SmolLM2-*/snapshots/*/tokenizer.json")
+    return next(iter(sorted(found)), None)
+
+
+def test_the_tokenizer_of_smollm2_gives_equal_ids(tmp_path):
+    path = smollm2_tokenizer()
+    if path is None:
+        pytest.skip("no SmolLM2 tokenizer.json: PLX_TEST_SMOLLM2 is unset, no model is cached")
+    encoder = Encoder(path, tmp_path)
+    rng = random.Random(9)
+    for contents in (library_sources(600_000), mixed_bytes(rng, 20_000)):
+        encoder.assert_equal(contents)
+        encoder.assert_equal(contents, mode="plain")
+
+
 def test_every_known_character_alone_and_with_neighbours_gives_equal_ids(encoder):
     encoder.assert_equal("\n".join(KNOWN).encode())
     encoder.assert_equal("".join(f"a{c}b {c}1{c}\n" for c in KNOWN[:8_000]).encode())

@@ -24,7 +24,7 @@ Document make_document(std::string text) {
 
 Texts read_all(CorpusReader& reader) {
   Texts texts;
-  while (auto document = reader.next()) texts.push_back(document->text);
+  while (auto document = reader.next()) texts.push_back(document->text.read_all());
   return texts;
 }
 
@@ -114,6 +114,25 @@ TEST(CorpusReader, LooksBinaryCountsInvalidUtf8) {
   }
 }
 
+TEST(CorpusReader, FilesOnDiskAreTheSameDocumentsAsInMemory) {
+  const TempFolder folder;
+  folder.write("a.txt", "a text of some length\n");
+  folder.write("b.txt", "a text of some length\n");
+  folder.write("c", std::string("\x89PNG and more\0\0", 15));
+  folder.write("d", "\x82\xA0\x82\xA2\x82\xA4");
+  CorpusReader reader({.inputs = {folder.path()}, .largest_in_memory = 4});
+  auto document = reader.next();
+  ASSERT_TRUE(document);
+  EXPECT_EQ(document->text.read_all(), "a text of some length\n");
+  EXPECT_EQ(document->hash, io::hash64("a text of some length\n"));
+  EXPECT_EQ(document->text.part(2, 6).read(1, 3), "ext");
+  folder.write("a.txt", "short");
+  expect_error([&] { document->text.read_all(); }, {"a.txt", "has become shorter"});
+  EXPECT_FALSE(reader.next());
+  EXPECT_EQ(reader.counts().num_duplicates, 1);
+  EXPECT_EQ(reader.counts().not_text.size(), 2u);
+}
+
 TEST(CorpusReader, BadJsonLinesNameFileAndLine) {
   const TempFolder folder;
   const auto expect_line_error = [&](const std::string& line,
@@ -167,7 +186,8 @@ Divided divide(const Texts& texts, double fraction, uint64_t seed = 0) {
   Splitter splitter(fraction, seed);
   Divided divided;
   const auto take = [&](Splitter::Item item) {
-    (item.split == Split::kTrain ? divided.train : divided.validation).push_back(item.text);
+    (item.split == Split::kTrain ? divided.train : divided.validation)
+        .push_back(item.text.read_all());
   };
   for (const std::string& text : texts) {
     if (auto item = splitter.add(make_document(text))) take(std::move(*item));
@@ -219,6 +239,12 @@ TEST(Splitter, SingleDocumentIsCutAtALineNearItsEnd) {
     EXPECT_EQ(divided.validation[0].size(), 1000u);  // 100 lines of 10 bytes
     EXPECT_EQ(divided.train[0].back(), '\n');
   }
+}
+
+TEST(Splitter, TheCutIsFoundFarFromTheEnd) {
+  const std::string text = std::string(300'000, 'x') + "\n" + std::string(200'000, 'y');
+  const Divided divided = divide({text}, 0.25);  // blocks of 64 kB are searched for the line end
+  EXPECT_EQ(divided.validation[0], std::string(200'000, 'y'));
 }
 
 TEST(Splitter, DocumentWithoutLinesIsCutBetweenCharacters) {
