@@ -51,6 +51,12 @@ inline constexpr int kManyOrders = 24;
 /// right. The largest error of a tensor often hangs on one score: kernel and plain loop are draws
 /// from one distribution, and about one draw in 10^4 is more than twice the largest of three.
 /// Against the largest of 24, on the same inputs, that is far less likely.
+///
+/// Orders do not draw the error of a long sum over rows or keys anew: once such a sum has its size,
+/// each term is rounded to the spacing of numbers there, so the error depends on the set of terms
+/// and not on their order. A kernel that adds term by term is then as likely as the plain loop to
+/// have the larger error, by any factor; kernels sum each tile from zero and have a tenth of it
+/// (tests/conformance/accuracy_test.cc).
 void expect_right(const std::function<std::vector<Verdict>(int num_orders)>& judge);
 
 /// The distance from |value| to the next larger number of `dtype`.

@@ -17,6 +17,9 @@ constexpr int kAccumulators = PLX_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kMaxBlockVectors = PLX_VECTOR_BYTES == 64 ? 4 : 2;
 
 /// C[kRows][kVectors vectors] (+)= A B over `depth`. By columns it accumulates, by rows it sets.
+/// A B is summed from zero and then added to C in one step. Term by term, each term would be
+/// rounded to the spacing of numbers at C: with C = 36 after the first tile and 4000 terms to come,
+/// that was an error of 1.7e-4 in dk, the same in any order of the terms.
 template <Factor kFactor, int kRows, int kVectors, int kLanes>
 PLX_INLINE void product_block(float* c, const float* a, int64_t a_stride, const float* b,
                               int64_t depth) {
@@ -25,9 +28,7 @@ PLX_INLINE void product_block(float* c, const float* a, int64_t a_stride, const 
 #pragma GCC unroll 24
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < kVectors; ++n)
-      sums[m][n] =
-          kFactor == Factor::kByColumns ? load<F>(c + m * kLanes + n * kVectorFloats) : F{};
+    for (int n = 0; n < kVectors; ++n) sums[m][n] = F{};
   for (int64_t k = 0; k < depth; ++k) {
     F row[kVectors];
 #pragma GCC unroll 4
@@ -44,7 +45,10 @@ PLX_INLINE void product_block(float* c, const float* a, int64_t a_stride, const 
 #pragma GCC unroll 24
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < kVectors; ++n) store(c + m * kLanes + n * kVectorFloats, sums[m][n]);
+    for (int n = 0; n < kVectors; ++n) {
+      float* const target = c + m * kLanes + n * kVectorFloats;
+      store(target, kFactor == Factor::kByColumns ? load<F>(target) + sums[m][n] : sums[m][n]);
+    }
 }
 
 /// Blocks of kRows rows, then what is left in blocks of half as many.
