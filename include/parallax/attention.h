@@ -38,7 +38,8 @@ struct AttentionOptions {
 /// Packed variable length: q, r [total_q, Hq, D], k, v [total_k, Hkv, D], lse, t_mean
 /// [Hq, total_q], and cu_seqlens_q, cu_seqlens_k int32 [N + 1], contiguous, non-decreasing from 0
 /// to the total; a zero-length sequence is allowed. 1 <= D <= 256.
-/// A query without visible keys gives out = out_softmax = 0, lse = -inf, t_mean = 0.
+/// A query without visible keys gives out = out_softmax = 0, lse = -inf, t_mean = 0. Keys that a
+/// query does not see change not a bit of its results, whatever they hold, NaN included.
 /// out_softmax, lse and t_mean may be left undefined (inference); out is required.
 ///
 /// Memory, here and below. Strides count elements. An input's batch, token and head strides may be

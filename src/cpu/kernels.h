@@ -62,9 +62,11 @@ struct Band {
 /// count from 0 whatever the band), Dp * kPackedRows numbers of it per array.
 ///   tiles       [2][Dp / 32][16 rows][32 of D]
 ///   transposed  [Dp / 16][16 of D][32 rows]
+///   not_finite  bit i of word b: row i of block b holds a NaN or an infinity
 struct PackedRows {
   const uint16_t* tiles;
   const uint16_t* transposed;
+  const uint32_t* not_finite;
 };
 
 /// What forward and backward tiles share.
@@ -143,6 +145,7 @@ struct PackJob {
   int64_t begin, end;
   int head_dim;
   uint16_t *tiles, *transposed;
+  uint32_t* not_finite;
 };
 
 /// Kernels for one instruction set. `rows` is wide_rows or kNarrowRows; scratch is 64-byte aligned

@@ -21,6 +21,7 @@ void PackedOperand::fill(const core::Problem& problem, PackedForm form, const Nu
   const int64_t count = block_starts_.back() * block_elements_;
   if (form != PackedForm::kTransposed) tiles_ = make_aligned_array<uint16_t>(count);
   if (form != PackedForm::kTiles) transposed_ = make_aligned_array<uint16_t>(count);
+  not_finite_ = make_aligned_array<uint32_t>(block_starts_.back());
   const TileNumbering blocks(
       problem, [&](const core::Sequence& sequence) { return count_blocks(num_rows(sequence)); });
   constexpr int64_t kBlocksPerTask = 16;
@@ -37,7 +38,8 @@ void PackedOperand::fill(const core::Problem& problem, PackedForm form, const Nu
                        .head_kv = head_kv,
                        .idx = block,
                        .tiles = at(target.tiles),
-                       .transposed = at(target.transposed)});
+                       .transposed = at(target.transposed),
+                       .not_finite = const_cast<uint32_t*>(target.not_finite) + block});
     }
   });
 }
@@ -60,7 +62,8 @@ PackedOperand::PackedOperand(const Kernels& kernels, const core::Problem& proble
                   .end = block.sequence.keys.end,
                   .head_dim = static_cast<int>(problem.head_dim),
                   .tiles = block.tiles,
-                  .transposed = block.transposed});
+                  .transposed = block.transposed,
+                  .not_finite = block.not_finite});
   });
 }
 
@@ -78,7 +81,8 @@ PackedOperand::PackedOperand(const Kernels& kernels, const core::Problem& proble
                   .end = num_rows(problem, block.sequence),
                   .head_dim = static_cast<int>(problem.head_dim),
                   .tiles = block.tiles,
-                  .transposed = block.transposed});
+                  .transposed = block.transposed,
+                  .not_finite = block.not_finite});
   });
 }
 
@@ -86,9 +90,11 @@ PackedRows PackedOperand::of(int64_t sequence_idx, int64_t head_kv) const {
   if (block_starts_.empty()) return {};
   const auto idx = static_cast<size_t>(sequence_idx);
   const int64_t per_head = (block_starts_[idx + 1] - block_starts_[idx]) / num_heads_;
-  const int64_t offset = (block_starts_[idx] + head_kv * per_head) * block_elements_;
+  const int64_t first_block = block_starts_[idx] + head_kv * per_head;
+  const int64_t offset = first_block * block_elements_;
   return {.tiles = tiles_ ? tiles_.get() + offset : nullptr,
-          .transposed = transposed_ ? transposed_.get() + offset : nullptr};
+          .transposed = transposed_ ? transposed_.get() + offset : nullptr,
+          .not_finite = not_finite_.get() + first_block};
 }
 
 }  // namespace parallax::cpu

@@ -37,6 +37,7 @@ class PackedOperand {
     const core::Sequence& sequence;
     int64_t head_kv, idx;
     uint16_t *tiles, *transposed;
+    uint32_t* not_finite;
   };
   /// Allocates for the blocks of `num_rows(sequence)` rows, and calls pack_block(Block) for each.
   template <typename NumRows, typename PackBlock>
@@ -47,6 +48,7 @@ class PackedOperand {
   int64_t block_elements_ = 0;
   std::vector<int64_t> block_starts_{};  // per sequence: blocks of all heads before it
   AlignedArray<uint16_t> tiles_{}, transposed_{};
+  AlignedArray<uint32_t> not_finite_{};
 };
 
 }  // namespace parallax::cpu

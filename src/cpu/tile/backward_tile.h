@@ -79,7 +79,7 @@ static void store_row_stats(const RowConstants<kRows>& constants, const QueryTil
 }
 
 /// [S | T] -> [scale ds | dt] in place, rows in the lanes; g is [num_keys][kRows]. Hidden keys get
-/// zeros whatever their t and g are: p = 0 alone would turn an infinity into a NaN.
+/// zeros at the end, whatever their scores and the row's constants are.
 template <int kRows>
 static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
                                   const RowConstants<kRows>& constants, float softmax_scale) {
@@ -95,19 +95,18 @@ static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
     const I end = load<I>(tile.end + lane);
     float* row = tile.scores + lane;
     for (int32_t key = 0; key < tile.num_keys; ++key, row += 2 * kRows) {
-      F s = load<F>(row) * tile.softmax_scale - lse;
-      F deviation = load<F>(g + key * kRows + lane) - g_mean;
-      F a = t_mean - load<F>(row + kRows) + 1.0f;
+      const F p = exponential<kWidth>(load<F>(row) * tile.softmax_scale - lse);
+      const F p_deviation = p * (load<F>(g + key * kRows + lane) - g_mean);
+      const F a = t_mean - load<F>(row + kRows) + 1.0f;
+      F ds = (a * p_deviation + p * g_mean_less) * softmax_scale;
+      F dt = -p_deviation;
       if (tile.masked) {
         const I visible = (begin <= key) & (end > key);
-        s = visible ? s : splat<kWidth>(-kInfinity);
-        deviation = visible ? deviation : F{};
-        a = visible ? a : F{};
+        ds = visible ? ds : F{};
+        dt = visible ? dt : F{};
       }
-      const F p = exponential<kWidth>(s);
-      const F p_deviation = p * deviation;
-      store(row, (a * p_deviation + p * g_mean_less) * softmax_scale);
-      store(row + kRows, -p_deviation);
+      store(row, ds);
+      store(row + kRows, dt);
     }
   }
 }
@@ -123,6 +122,7 @@ static void backward_query_tile(const BackwardInputs& inputs, const QueryTile& t
   float* const panel = cursor.take(2 * kRows * padded);
   float* const d_out_panel = cursor.take(kRows * padded);
   float* const sums = cursor.take(2 * kRows * padded);
+  float* const spare = cursor.take(kKeyTile * padded);
   float* const g = cursor.take(kKeyTile * kRows);
   ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * 2 * kRows),
                           .num_keys = 0,
@@ -149,8 +149,7 @@ static void backward_query_tile(const BackwardInputs& inputs, const QueryTile& t
     scores.masked = limits.cut(key, scores.num_keys);
     if (scores.masked) limits.relative(key, scores.begin, scores.end);
     query_score_gradients<kRows>(scores, g, constants, in.softmax_scale);
-    add_transposed_product<2 * kRows>(sums, k.data, k.stride, scores.scores, head_dim,
-                                      scores.num_keys);
+    scores.add_product(sums, k, head_dim, spare);
   }
   transpose(key_rows, padded, sums, 2 * kRows, padded, 2 * kRows);
   store_rows(gradients.dq, key_rows, tile, in.group, head_dim, padded);
@@ -162,37 +161,29 @@ struct KeyScores {
   float *s, *t, *g;
 };
 
-PLX_INLINE LaneRange visible_lanes(const TileInputs& inputs, const KeyTile& tile, int64_t row) {
-  const int64_t token = row / inputs.group;
-  const int64_t begin = band_begin(inputs.band, token) - tile.first_key;
-  const int64_t end = band_end(inputs.band, token) - tile.first_key;
-  return {.begin = static_cast<int32_t>(begin < 0 ? 0 : (begin > kKeyTile ? kKeyTile : begin)),
-          .end = static_cast<int32_t>(end < 0 ? 0 : (end > kKeyTile ? kKeyTile : end))};
-}
-
 /// Hidden keys get zeros, as in query_score_gradients.
 static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
                                 float softmax_scale) {
   constexpr int kWidth = kVectorFloats;
   using F = Floats<kWidth>;
   using I = Ints<kWidth>;
-  const bool masked = visible.begin > 0 || visible.end < kKeyTile;
   for (int lane = 0; lane < kKeyTile; lane += kWidth) {
-    F s = load<F>(row.s + lane) * softmax_scale - stats.lse;
-    F deviation = load<F>(row.g + lane) - stats.g_mean;
-    F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
-    if (masked) {
+    const F p = exponential<kWidth>(load<F>(row.s + lane) * softmax_scale - stats.lse);
+    const F p_deviation = p * (load<F>(row.g + lane) - stats.g_mean);
+    const F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
+    F ds = (a * p_deviation + p * stats.g_mean_less) * softmax_scale;
+    F dt = -p_deviation;
+    F w = p * a;
+    if (visible.cut()) {
       const I key = iota<kWidth>() + lane;
-      const I in_band = (key >= visible.begin) & (key < visible.end);
-      s = in_band ? s : splat<kWidth>(-kInfinity);
-      deviation = in_band ? deviation : F{};
-      a = in_band ? a : F{};
+      const I in_range = (key >= visible.begin) & (key < visible.end);
+      ds = in_range ? ds : F{};
+      dt = in_range ? dt : F{};
+      w = in_range ? w : F{};
     }
-    const F p = exponential<kWidth>(s);
-    const F p_deviation = p * deviation;
-    store(row.s + lane, (a * p_deviation + p * stats.g_mean_less) * softmax_scale);
-    store(row.t + lane, -p_deviation);
-    store(row.g + lane, p * a);
+    store(row.s + lane, ds);
+    store(row.t + lane, dt);
+    store(row.g + lane, w);
   }
 }
 
@@ -231,6 +222,8 @@ static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile,
   float* const v_panel = cursor.take(panel_floats);
   float* const dk = cursor.take(panel_floats);
   float* const dv = cursor.take(panel_floats);
+  float* const spare = cursor.take(kRows * padded);
+  LaneRange visible[kRows];
   const KeyScores scores{.s = cursor.take(kRows * kKeyTile),
                          .t = cursor.take(kRows * kKeyTile),
                          .g = cursor.take(kRows * kKeyTile)};
@@ -248,15 +241,26 @@ static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile,
     set_product<kKeyTile>(scores.s, q, padded, k_panel, rows.num_rows, head_dim);
     set_product<kKeyTile>(scores.t, r, padded, k_panel, rows.num_rows, head_dim);
     set_product<kKeyTile>(scores.g, d_out, padded, v_panel, rows.num_rows, head_dim);
+    bool cut = false;
     for (int64_t row = 0; row < rows.num_rows; ++row) {
+      visible[row] = visible_lanes(in, tile, first + row);
+      cut |= visible[row].cut();
       const int64_t offset = row * kKeyTile;
       key_score_gradients({.s = scores.s + offset, .t = scores.t + offset, .g = scores.g + offset},
-                          tile.stats[first + row], visible_lanes(in, tile, first + row),
-                          in.softmax_scale);
+                          tile.stats[first + row], visible[row], in.softmax_scale);
     }
-    add_transposed_product<kKeyTile>(dk, q, padded, scores.s, head_dim, rows.num_rows);
-    add_transposed_product<kKeyTile>(dk, r, padded, scores.t, head_dim, rows.num_rows);
-    add_transposed_product<kKeyTile>(dv, d_out, padded, scores.g, head_dim, rows.num_rows);
+    const auto add_product = [&](float* sums, const float* row_panel, const float* weights) {
+      if (!cut) {
+        add_transposed_product<kKeyTile>(sums, row_panel, padded, weights, head_dim, rows.num_rows);
+        return;
+      }
+      add_visible_product<kKeyTile>(sums, {row_panel, padded}, weights, head_dim, rows.num_rows,
+                                    spare,
+                                    [&](int64_t row, int key) { return visible[row].holds(key); });
+    };
+    add_product(dk, q, scores.s);
+    add_product(dk, r, scores.t);
+    add_product(dv, d_out, scores.g);
   }
   store_key_panel(tile.dk, tile, head_dim, dk, q);
   store_key_panel(tile.dv, tile, head_dim, dv, q);

@@ -1,9 +1,9 @@
-// Forward for a tile of at most four rows, as in decoding: the head dimension is in the lanes, so
-// that every key and value is loaded once, converted once and used for all rows, and no lane idles.
+// Forward for a tile of at most four rows of one token, as in decoding: the head dimension is in the
+// lanes, so that every key and value is loaded and converted once for all rows and no lane idles.
 // (The wide tiles keep rows in the lanes: fewer than eight of them would leave most lanes empty, 4
 // to 8 times the instructions, and decoding no longer waits for memory.)
-// Blocks of up to kFewKeys keys: scores with a horizontal sum per key and row, the softmax with
-// keys in the lanes, then the value sums with their accumulators in registers.
+// Blocks of up to kFewKeys keys: scores with a horizontal sum per key and row, the softmax with keys
+// in the lanes, then the value sums with their accumulators in registers.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -123,11 +123,9 @@ PLX_INLINE void few_scores(FewRows<kRows>& rows, const void* const* k, int64_t c
   }
 }
 
-/// The softmax step of one row over `count` keys, of which it sees begin .. end. As softmax_step,
-/// with the keys in the lanes.
+/// The softmax step of one row over `count` keys. As softmax_step, with the keys in the lanes.
 template <int kRows>
-static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, LaneRange visible,
-                        float softmax_scale) {
+static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, float softmax_scale) {
   using F = Floats<kVectorFloats>;
   using I = Ints<kVectorFloats>;
   float* const s = rows.s[row];
@@ -135,10 +133,10 @@ static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, LaneRange 
   F block_max = splat<kVectorFloats>(-kInfinity);
   for (int lane = 0; lane < count; lane += kVectorFloats) {
     const I key = iota<kVectorFloats>() + lane;
-    const I sees = (key >= visible.begin) & (key < visible.end);
-    const F score = sees ? load<F>(s + lane) * softmax_scale : splat<kVectorFloats>(-kInfinity);
+    const I exists = key < static_cast<int32_t>(count);
+    const F score = exists ? load<F>(s + lane) * softmax_scale : splat<kVectorFloats>(-kInfinity);
     store(s + lane, score);
-    store(t + lane, sees ? load<F>(t + lane) : F{});
+    store(t + lane, exists ? load<F>(t + lane) : F{});
     block_max = score > block_max ? score : block_max;
   }
   const float old_max = rows.max[row];
@@ -242,7 +240,6 @@ static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const
   const int head_dim = inputs.head_dim;
   FewRows<kRows> rows;
   start_few_rows<kRows>(inputs, tile, scratch, rows);
-  const RowLimits<kRows> limits = row_limits<kRows>(inputs.band, tile, inputs.group);
   const int64_t row_bytes = head_dim * element_bytes(kType);
   KeyBlock blocks[2];
   blocks[0].find(inputs, tile, tile.key_begin);
@@ -255,14 +252,8 @@ static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const
     prefetch_rows(next.keys, next.count, row_bytes);
     few_scores<kRows, kType>(rows, block.keys, count, head_dim);
     prefetch_rows(next.values, next.count, row_bytes);
-    int32_t begin[kRows], end[kRows];
-    limits.relative(key, begin, end);
-    for (int row = 0; row < kRows; ++row) {
-      const auto last = static_cast<int32_t>(count);
-      few_softmax<kRows>(rows, row, count,
-                         {.begin = begin[row], .end = end[row] < last ? end[row] : last},
-                         inputs.softmax_scale);
-    }
+    for (int row = 0; row < kRows; ++row)
+      few_softmax<kRows>(rows, row, count, inputs.softmax_scale);
     few_values<kRows, kType>(rows, block.values, count, head_dim);
   }
   start_state(state, kNarrowRows, padded_dim(head_dim));
@@ -289,10 +280,12 @@ PLX_INLINE void few_rows_of_type(const TileInputs& inputs, const QueryTile& tile
     few_rows_tile<4, kType>(inputs, tile, state, scratch);
 }
 
-/// A narrow tile by whichever kernel suits its rows.
+/// A narrow tile by whichever kernel suits its rows: few ones of a single token see the same keys.
 static void narrow_forward_tile(const TileInputs& inputs, const QueryTile& tile,
                                 const TileState& state, float* scratch) {
-  if (tile.num_rows > kFewRows || inputs.head_dim % kVectorFloats != 0)
+  const int64_t last_row = tile.first_row + tile.num_rows - 1;
+  const bool same_token = tile.first_row / inputs.group == last_row / inputs.group;
+  if (tile.num_rows > kFewRows || !same_token || inputs.head_dim % kVectorFloats != 0)
     forward_tile<kNarrowRows>(inputs, tile, state, scratch);
   else if (inputs.k.dtype == DType::kFloat32)
     few_rows_of_type<DType::kFloat32>(inputs, tile, state, scratch);

@@ -8,20 +8,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/kernels.h"
-#include "cpu/tile/panel_product.h"
-#include "cpu/tile/row_limits.h"
-#include "cpu/tile/rows.h"
+#include "cpu/tile/visibility.h"
 
 namespace parallax::cpu {
 namespace {
 
 PLX_INLINE int padded_dim(int head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
-
-/// Rows of a wide tile of the vector kernels.
-constexpr int kWideRows = 32;
-/// Keys per step, and per tile of the key pass.
-constexpr int kKeyTile = 64;
 
 /// Hands out pieces of the scratch memory; each stays 64-byte aligned.
 struct ScratchCursor {
@@ -41,6 +33,18 @@ struct ScoreTile {
   float softmax_scale;
   bool masked;
   int32_t begin[kRows], end[kRows];  // visible keys of each row, relative to the tile
+
+  /// sums[d][lane] += sum_key rows[key][d] scores[key][lane], both halves of the lanes.
+  void add_product(float* sums, const FloatRows& rows, int head_dim, float* spare) const {
+    if (!masked) {
+      add_transposed_product<2 * kRows>(sums, rows.data, rows.stride, scores, head_dim, num_keys);
+      return;
+    }
+    const auto visible = [this](int64_t key, int lane) {
+      return begin[lane % kRows] <= key && key < end[lane % kRows];
+    };
+    add_visible_product<2 * kRows>(sums, rows, scores, head_dim, num_keys, spare, visible);
+  }
 };
 
 /// s <- s scale, or -inf where the row does not see the key (t <- 0 there, which may stand
@@ -164,6 +168,7 @@ static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const 
   ScratchCursor cursor{scratch};
   float* const key_rows = cursor.take(2 * kKeyTile * padded);  // first the rows of q and r
   float* const panel = cursor.take(kLanes * padded);
+  float* const spare = cursor.take(kKeyTile * padded);
   float* const rescale = cursor.take(kRows);
   ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * kLanes),
                           .num_keys = 0,
@@ -187,8 +192,7 @@ static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const 
     if (key != tile.key_begin) rescale_sums<kRows>(state.sums, rescale, head_dim);
     const FloatRows v =
         load_keys(inputs.v, key, scores.num_keys, head_dim, padded, key_rows + kKeyTile * padded);
-    add_transposed_product<kLanes>(state.sums, v.data, v.stride, scores.scores, head_dim,
-                                   scores.num_keys);
+    scores.add_product(state.sums, v, head_dim, spare);
   }
 }
 
@@ -224,8 +228,9 @@ static void merge_tile(const TileState& state, const TileState& other, int head_
 }
 
 /// out_softmax = O1 / d1, out = out_softmax (1 + d2 / d1) - O2 / d1, t_mean = centre + d2 / d1,
-/// lse = max + log d1; zeros and -inf for a row without keys. kRounded as in merge_tile: d1 and d2
-/// are the rounded sums in out and out_softmax.
+/// lse = max + log d1; zeros and -inf for a row without keys. A row whose scores are all -inf has
+/// d1 = 0 too, but keys: 0 / 0 is NaN. kRounded as in merge_tile: d1 and d2 are the rounded sums in
+/// out and out_softmax.
 template <int kRows, bool kRounded = false>
 static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
                         const ForwardOutputs& outputs, float* scratch) {
@@ -234,11 +239,12 @@ static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const T
   float* const out = scratch + kRows * padded;
   transpose(scratch, padded, state.sums, 2 * kRows, padded, 2 * kRows);
   for (int row = 0; row < tile.num_rows; ++row) {
-    const bool empty = state.weight[row] == 0.0f;
-    const float* const weight = kRounded ? state.rounded_weight : state.weight;
-    const float* const t_sum = kRounded ? state.rounded_t_sum : state.t_sum;
-    const float scale = empty ? 0.0f : 1.0f / weight[row];
-    const float t_mean = t_sum[row] * scale;
+    const int64_t token = (tile.first_row + row) / inputs.group;
+    const bool empty = band_begin(inputs.band, token) >= band_end(inputs.band, token);
+    const float weight = state.weight[row];
+    const float divisor = kRounded ? state.rounded_weight[row] : weight;
+    const float scale = empty ? 0.0f : 1.0f / divisor;
+    const float t_mean = (kRounded ? state.rounded_t_sum[row] : state.t_sum[row]) * scale;
     float* const o1 = out_softmax + row * padded;
     float* const o2 = out + row * padded;
     for (int d = 0; d < inputs.head_dim; ++d) {
@@ -252,7 +258,7 @@ static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const T
       *scalar_address(outputs.lse, tile.first_row + row, inputs.group) =
           empty ? -kInfinity
                 : static_cast<float>(static_cast<double>(state.max[row]) +
-                                     __builtin_log(static_cast<double>(state.weight[row])));
+                                     __builtin_log(weight != 0.0f ? weight : __builtin_nan("")));
   }
   store_rows(outputs.out, out, tile, inputs.group, inputs.head_dim, padded);
   if (outputs.out_softmax.data != nullptr)

@@ -89,7 +89,7 @@ static void query_group_step(const TileInputs& in, const QueryGroup& group, int6
                         {group.d_out, nullptr, kTileElements}, padded / kTileDepth);
   query_score_gradients<kGroupRows>(scores, g, group.constants, in.softmax_scale);
   round_halves(work.scores, step, work.left, work.right);
-  matrix_add(in.packed_k.transposed, step, work, padded, group.sums);
+  matrix_add_visible(in.packed_k, step, scores, work, padded, group.sums);
 }
 
 static void matrix_backward_query_tile(const BackwardInputs& inputs, const QueryTile& tile,
@@ -99,7 +99,7 @@ static void matrix_backward_query_tile(const BackwardInputs& inputs, const Query
   const int padded = matrix_dim(in.head_dim);
   const TileSession session;
   ScratchCursor cursor{scratch};
-  const MatrixScratch work = take_matrix_scratch(cursor);
+  const MatrixScratch work = take_matrix_scratch(cursor, padded);
   float* const g = cursor.take(kMatrixKeys * kGroupRows);
   float* const rows = cursor.take(2 * kGroupRows * padded);
   const int num_groups = static_cast<int>((tile.num_rows + kGroupRows - 1) / kGroupRows);
@@ -131,6 +131,7 @@ struct KeyPass {
   float *dk, *dv;         // [Dp][kKeyTile]
   KeyScores scores;       // [kStepRows][kKeyTile]
   uint16_t *ds, *dt, *w;  // [kKeyColumns][kStepBlocks] tiles
+  uint16_t* spare;        // one packed block
 };
 
 static KeyPass take_key_pass(ScratchCursor& cursor, int padded) {
@@ -146,6 +147,7 @@ static KeyPass take_key_pass(ScratchCursor& cursor, int padded) {
   for (float** part : {&pass.scores.s, &pass.scores.t, &pass.scores.g})
     *part = cursor.take(kStepRows * kKeyTile);
   for (uint16_t** part : {&pass.ds, &pass.dt, &pass.w}) *part = take_halves(kStepRows * kKeyTile);
+  pass.spare = take_halves(static_cast<int64_t>(kPackedRows) * padded);
   return pass;
 }
 
@@ -179,24 +181,53 @@ static void key_scores(const uint16_t* tiles, int64_t first_block, int64_t num_b
     }
 }
 
-/// sums[d][kKeyTile] += X' factors, the transposed rows times [rows][keys] tiles.
-static void add_key_gradient(const uint16_t* transposed, int64_t first_block, int64_t num_blocks,
-                             const uint16_t* factors, int padded, float* sums) {
+/// A step of the key pass: whole packed blocks of rows. `cut`: some row does not see some key.
+struct RowStep {
+  int64_t first_block, num_blocks;
+  bool cut;
+};
+
+/// What the gradients of one key tile are added from.
+struct KeyGradient {
+  const TileInputs& in;
+  const KeyTile& tile;
+  uint16_t* spare;
+};
+
+/// sums[d][kKeyTile] += X' factors, the transposed rows times [rows][keys] tiles. Hidden pairs add
+/// nothing, whatever the rows hold.
+static void add_key_gradient(const KeyGradient& gradient, const PackedRows& rows,
+                             const RowStep& step, const uint16_t* factors, float* sums) {
+  const auto& [in, tile, spare] = gradient;
+  const int padded = matrix_dim(in.head_dim);
+  const bool plain = !step.cut || all_rows_finite(rows, step.first_block, step.num_blocks);
   for (int column = 0; column < kKeyColumns; column += 2) {
     const uint16_t* const left = factors + column * kStepBlocks * kTileElements;
-    for (int d = 0; d < padded; d += kPackedRows) {
-      float* const target = sums + d * kKeyTile + column * kGroupRows;
-      tile_block_product<Sums::kAdd>({target, target + kGroupRows, kKeyTile},
-                                     transposed_tiles(transposed, first_block, d, padded),
-                                     {left, left + kStepBlocks * kTileElements, kTileElements},
-                                     num_blocks);
+    const uint16_t* const right = left + kStepBlocks * kTileElements;
+    float* const target = sums + column * kGroupRows;
+    for (int d = 0; plain && d < padded; d += kPackedRows)
+      tile_block_product<Sums::kAdd>(
+          {target + d * kKeyTile, target + d * kKeyTile + kGroupRows, kKeyTile},
+          transposed_tiles(rows.transposed, step.first_block, d, padded),
+          {left, right, kTileElements}, step.num_blocks);
+    for (int64_t block = 0; !plain && block < step.num_blocks; ++block) {
+      const int64_t offset = block * kTileElements;
+      const int64_t first_row = (step.first_block + block) * kPackedRows;
+      const auto visible = [&, &inputs = in, &keys = tile](int row, int key) {
+        return first_row + row >= keys.row_begin && first_row + row < keys.row_end &&
+               visible_lanes(inputs, keys, first_row + row).holds(column * kGroupRows + key);
+      };
+      add_visible_block(rows, step.first_block + block, {left + offset, right + offset, 0},
+                        {target, target + kGroupRows, kKeyTile}, padded, spare, visible);
     }
   }
 }
 
-/// Scores -> their gradients, in place; zeros for rows outside the tile's.
-static void key_step_gradients(const TileInputs& in, const KeyTile& tile, int64_t first_row,
+/// Scores -> their gradients, in place; zeros for rows outside the tile's. Returns whether some row
+/// does not see some key.
+static bool key_step_gradients(const TileInputs& in, const KeyTile& tile, int64_t first_row,
                                int64_t num_rows, const KeyScores& scores) {
+  bool cut = false;
   for (int64_t idx = 0; idx < num_rows; ++idx) {
     const int64_t row = first_row + idx;
     const KeyScores part{.s = scores.s + idx * kKeyTile,
@@ -204,10 +235,14 @@ static void key_step_gradients(const TileInputs& in, const KeyTile& tile, int64_
                          .g = scores.g + idx * kKeyTile};
     if (row < tile.row_begin || row >= tile.row_end) {
       for (int lane = 0; lane < kKeyTile; ++lane) part.s[lane] = part.t[lane] = part.g[lane] = 0;
+      cut = true;
       continue;
     }
-    key_score_gradients(part, tile.stats[row], visible_lanes(in, tile, row), in.softmax_scale);
+    const LaneRange visible = visible_lanes(in, tile, row);
+    cut |= visible.cut();
+    key_score_gradients(part, tile.stats[row], visible, in.softmax_scale);
   }
+  return cut;
 }
 
 static void round_scores(const float* scores, int64_t num_blocks, uint16_t* tiles) {
@@ -225,6 +260,7 @@ static void matrix_backward_key_tile(const BackwardInputs& inputs, const KeyTile
   ScratchCursor cursor{scratch};
   float* const rows = cursor.take(static_cast<int64_t>(kKeyTile) * padded);
   const KeyPass pass = take_key_pass(cursor, padded);
+  const KeyGradient gradient{.in = in, .tile = tile, .spare = pass.spare};
   load_key_columns(in.packed_k.tiles, tile, padded, pass.k);
   load_key_columns(in.packed_v.tiles, tile, padded, pass.v);
   for (int64_t idx = 0; idx < static_cast<int64_t>(kKeyTile) * padded; ++idx)
@@ -239,13 +275,16 @@ static void matrix_backward_key_tile(const BackwardInputs& inputs, const KeyTile
     key_scores(inputs.packed_q.tiles, block, num_blocks, pass.k, padded, pass.scores.s);
     key_scores(inputs.packed_r.tiles, block, num_blocks, pass.k, padded, pass.scores.t);
     key_scores(inputs.packed_d_out.tiles, block, num_blocks, pass.v, padded, pass.scores.g);
-    key_step_gradients(in, tile, first, num_blocks * kPackedRows, pass.scores);
+    const RowStep step{
+        .first_block = block,
+        .num_blocks = num_blocks,
+        .cut = key_step_gradients(in, tile, first, num_blocks * kPackedRows, pass.scores)};
     round_scores(pass.scores.s, num_blocks, pass.ds);
     round_scores(pass.scores.t, num_blocks, pass.dt);
     round_scores(pass.scores.g, num_blocks, pass.w);
-    add_key_gradient(inputs.packed_q.transposed, block, num_blocks, pass.ds, padded, pass.dk);
-    add_key_gradient(inputs.packed_r.transposed, block, num_blocks, pass.dt, padded, pass.dk);
-    add_key_gradient(inputs.packed_d_out.transposed, block, num_blocks, pass.w, padded, pass.dv);
+    add_key_gradient(gradient, inputs.packed_q, step, pass.ds, pass.dk);
+    add_key_gradient(gradient, inputs.packed_r, step, pass.dt, pass.dk);
+    add_key_gradient(gradient, inputs.packed_d_out, step, pass.w, pass.dv);
   }
   store_key_panel(tile.dk, tile, in.head_dim, pass.dk, rows);
   store_key_panel(tile.dv, tile, in.head_dim, pass.dv, rows);

@@ -125,6 +125,66 @@ PLX_INLINE void matrix_add(const uint16_t* transposed, const KeyStep& step,
   }
 }
 
+PLX_INLINE bool all_rows_finite(const PackedRows& rows, int64_t first_block, int64_t num_blocks) {
+  uint32_t bad = 0;
+  for (int64_t block = 0; block < num_blocks; ++block) bad |= rows.not_finite[first_block + block];
+  return bad == 0;
+}
+
+/// The rows of one packed block times one tile of factors each for the left and the right columns,
+/// with nothing added for hidden pairs, whose factors are 0, even where a row is not finite: such
+/// rows stay out of the product and are added column by column to those that see them.
+/// `visible(row, column)`, rows of the block, columns 0 .. 32. `sums` begins at d = 0; `spare` holds
+/// a block.
+template <typename Visible>
+static void add_visible_block(const PackedRows& rows, int64_t block, const TilePairs& factors,
+                              const SumBlock& sums, int padded, uint16_t* spare,
+                              const Visible& visible) {
+  const uint16_t* const packed = rows.transposed + block * kPackedRows * padded;
+  const uint32_t bad = rows.not_finite[block];
+  for (int idx = 0; bad != 0 && idx < kPackedRows * padded; ++idx)
+    spare[idx] = (bad >> idx % kPackedRows & 1) != 0 ? uint16_t{0} : packed[idx];
+  for (int d = 0; d < padded; d += kPackedRows)
+    tile_block_product<Sums::kAdd>(
+        {sums.left + d * sums.stride, sums.right + d * sums.stride, sums.stride},
+        transposed_tiles(bad != 0 ? spare : packed, 0, d, padded), factors, 1);
+  for (int row = 0; row < kPackedRows; ++row) {
+    if ((bad >> row & 1) == 0) continue;
+    for (int column = 0; column < 2 * kGroupRows; ++column) {
+      if (!visible(row, column)) continue;
+      const bool is_left = column < kGroupRows;
+      const int place = column % kGroupRows;
+      const uint16_t* const tile = is_left ? factors.first : factors.second;
+      float* const target = (is_left ? sums.left : sums.right) + place;
+      const float factor = from_bfloat16(tile[row / 2 * 2 * kGroupRows + 2 * place + row % 2]);
+      for (int d = 0; d < padded; ++d)
+        target[d * sums.stride] += factor * from_bfloat16(packed[d * kPackedRows + row]);
+    }
+  }
+}
+
+/// matrix_add() of a step in which some row of the group may not see some key.
+static void matrix_add_visible(const PackedRows& keys, const KeyStep& step,
+                               const ScoreTile<kGroupRows>& tile, const MatrixScratch& scratch,
+                               int padded, float* sums) {
+  const bool whole = !tile.masked && step.num_keys % kPackedRows == 0;
+  if (whole || all_rows_finite(keys, step.first_block, step.num_blocks)) {
+    matrix_add(keys.transposed, step, scratch, padded, sums);
+    return;
+  }
+  for (int64_t block = 0; block < step.num_blocks; ++block) {
+    const int64_t offset = block * kTileElements;
+    add_visible_block(
+        keys, step.first_block + block, {scratch.left + offset, scratch.right + offset, 0},
+        {sums, sums + kGroupRows, 2 * kGroupRows}, padded, scratch.spare, [&](int row, int column) {
+          const int64_t key = block * kPackedRows + row;
+          const int lane = column % kGroupRows;
+          return key < step.num_keys &&
+                 (!tile.masked || (tile.begin[lane] <= key && key < tile.end[lane]));
+        });
+  }
+}
+
 static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
                                 const TileState& state, float* scratch) {
   const int head_dim = inputs.head_dim;
@@ -133,7 +193,7 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
   ScratchCursor cursor{scratch};
   auto* const columns =
       reinterpret_cast<uint16_t*>(cursor.take(kMatrixGroups * kGroupRows * padded));
-  const MatrixScratch work = take_matrix_scratch(cursor);
+  const MatrixScratch work = take_matrix_scratch(cursor, padded);
   float* const rescale = cursor.take(kGroupRows);
   const int64_t column_elements = static_cast<int64_t>(kGroupRows) * padded;
   QueryTile tiles[kMatrixGroups];
@@ -166,7 +226,7 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
       if (scores.masked) limits[group].relative(key, scores.begin, scores.end);
       if (matrix_softmax_step(scores, part, work, rescale))
         rescale_sums<kGroupRows>(part.sums, rescale, head_dim);
-      matrix_add(inputs.packed_v.transposed, step, work, padded, part.sums);
+      matrix_add_visible(inputs.packed_v, step, scores, work, padded, part.sums);
     }
   }
 }

@@ -14,19 +14,23 @@ constexpr int kMatrixGroups = 4;
 constexpr int kMatrixRows = kMatrixGroups * kGroupRows;
 /// Keys per step: the operands of a group's products then fit the first-level cache.
 constexpr int kMatrixKeys = 128;
-constexpr int kMatrixKeyBlocks = kMatrixKeys / kPackedRows;
 
 /// Work space of a step of one group.
 struct MatrixScratch {
   float* scores;           // [kMatrixKeys][32]
-  uint16_t *left, *right;  // [kMatrixKeyBlocks] tiles
+  uint16_t *left, *right;  // [kMatrixKeys / 32] tiles
+  uint16_t* spare;         // one packed block
 };
 
-PLX_INLINE MatrixScratch take_matrix_scratch(ScratchCursor& cursor) {
-  MatrixScratch scratch{
-      .scores = cursor.take(kMatrixKeys * 2 * kGroupRows), .left = nullptr, .right = nullptr};
-  scratch.left = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
-  scratch.right = reinterpret_cast<uint16_t*>(cursor.take(kMatrixKeys * kGroupRows / 2));
+PLX_INLINE MatrixScratch take_matrix_scratch(ScratchCursor& cursor, int padded) {
+  const auto take_halves = [&](int64_t count) {
+    return reinterpret_cast<uint16_t*>(cursor.take(count / 2));
+  };
+  MatrixScratch scratch;
+  scratch.scores = cursor.take(kMatrixKeys * 2 * kGroupRows);
+  scratch.left = take_halves(kMatrixKeys * kGroupRows);
+  scratch.right = take_halves(kMatrixKeys * kGroupRows);
+  scratch.spare = take_halves(kPackedRows * padded);
   return scratch;
 }
 

@@ -237,6 +237,7 @@ static void pack_block(const PackJob& job) {
                                                      : row_address(*job.rows, row, job.group);
     sources[idx] = static_cast<const uint16_t*>(source);
   }
+  *job.not_finite = 0;
   for (int depth = 0; depth < padded; depth += kTileDepth) {
     alignas(64) uint16_t rows[kPackedRows][kTileDepth];
     const int count = job.head_dim - depth < kTileDepth ? job.head_dim - depth : kTileDepth;
@@ -244,6 +245,11 @@ static void pack_block(const PackJob& job) {
       std::memset(rows[row], 0, sizeof rows[row]);
       if (sources[row] != nullptr)
         std::memcpy(rows[row], sources[row] + depth, static_cast<size_t>(count) * 2);
+    }
+    for (int row = 0; row < kPackedRows; ++row) {
+      bool bad = false;
+      for (int d = 0; d < kTileDepth; ++d) bad |= (rows[row][d] & 0x7f80u) == 0x7f80u;
+      *job.not_finite |= static_cast<uint32_t>(bad) << row;
     }
     if (job.tiles != nullptr)
       for (int half = 0; half < 2; ++half)
