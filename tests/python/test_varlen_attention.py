@@ -71,7 +71,7 @@ def test_half_precision_matches_the_definition(hkv, hq, dim, cu, window, dtype, 
     check(inputs, tolerance, cu, window=window)
 
 
-# Hq, Hkv, longest, D, window; four lengths, 1 and the longest among them.
+# Hq, Hkv, longest, D, window; eight lengths, 1 and the longest among them.
 NORMED_CASES = [
     (4, 4, 128, 128, None),
     (4, 4, 128, 64, None),
@@ -92,7 +92,7 @@ def test_normed_inputs_equal_the_definition_and_one_call_per_sequence(
     hq, hkv, longest, dim, window, seed
 ):
     generator = random.Random(seed)
-    lengths = [1, longest, *(generator.randint(1, longest) for _ in range(2))]
+    lengths = [1, longest, *(generator.randint(1, longest) for _ in range(6))]
     generator.shuffle(lengths)
     cu = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
     inputs = packed_inputs(cu[-1], cu[-1], hq, hkv, dim, torch.bfloat16, normed=True)
