@@ -1,5 +1,6 @@
 // The acceptance case of generation: prefill of sequences of unequal length, then token by token,
-// every logit against the forward pass without a cache.
+// every logit against the forward pass without a cache. Upstream pads shorter prompts on the left;
+// the model here packs them instead, and left padding is tested where it exists: parallax.decode.
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
@@ -106,8 +107,9 @@ TEST_P(CachedLogits, AreAsGoodAsUncachedOnesInBFloat16) {
   for (size_t b = 0; b < tokens_.size(); ++b) {
     const Difference bound = compare(plain[b], exact[b]), error = compare(result[b], exact[b]);
     EXPECT_LT(error.rms, 2 * bound.rms) << "sequence " << b;
-    std::printf("[          ] sequence %zu: rms %.2e (uncached %.2e), max %.2e\n", b, error.rms,
-                bound.rms, error.max);
+    EXPECT_LT(error.max, 2 * bound.max) << "sequence " << b;
+    std::printf("[          ] sequence %zu: rms %.2e (uncached %.2e), max %.2e (uncached %.2e)\n",
+                b, error.rms, bound.rms, error.max, bound.max);
   }
 }
 
