@@ -1,4 +1,4 @@
-// The tile kernels of the CPU backend, and the plain structs that describe one tile to them. The
+// The kernels of the CPU, and the plain structs that describe one tile to them. The
 // kernels are compiled once per instruction set (kernels_*.cc) from the same source (tile/), so
 // this header holds data only: an inline function here, compiled with AVX-512 and then picked by
 // the linker for all, would crash an older machine.
@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cpu/row_kernels.h"
 #include "parallax/dtype.h"
 
 namespace parallax::cpu {
@@ -168,6 +169,7 @@ struct Kernels {
   void (*backward_query)(const BackwardInputs&, const QueryTile&, const QueryGradients&,
                          float* scratch);
   void (*backward_key)(const BackwardInputs&, const KeyTile&, float* scratch);
+  RowKernels rows;
   /// y = e^x as the kernels compute it, for tests.
   void (*exponential)(const float* x, float* y, int64_t count);
 

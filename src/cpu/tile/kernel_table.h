@@ -5,6 +5,8 @@
 #include "cpu/tile/backward_tile.h"
 #include "cpu/tile/few_rows.h"
 #include "cpu/tile/forward_tile.h"
+#include "cpu/tile/norm_rope.h"
+#include "cpu/tile/swiglu.h"
 
 namespace parallax::cpu {
 namespace {
@@ -49,6 +51,10 @@ constexpr Kernels make_kernels(const char* isa) {
           .finish = finish,
           .backward_query = backward_query_tile,
           .backward_key = backward_key_tile,
+          .rows = {.norm_rope = norm_rope,
+                   .norm_rope_backward = norm_rope_backward,
+                   .swiglu = swiglu,
+                   .swiglu_backward = swiglu_backward},
           .exponential = exponential_array};
 }
 
