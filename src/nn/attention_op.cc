@@ -4,16 +4,14 @@
 #include "nn/attention_op.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 #include <array>
-#include <string>
 #include <tuple>
 
+#include "nn/find_op.h"
 #include "parallax/backend.h"
-#include "torch/ops.h"
 
 namespace parallax::nn {
 namespace {
@@ -39,12 +37,6 @@ using DecodeOp = FourTensors(const Tensor& q, const Tensor& r, const Tensor& k_c
                              const OptionalTensor& k_scale, const OptionalTensor& v_scale,
                              std::optional<double> scale, std::optional<int64_t> window,
                              bool batch_invariant);
-
-template <typename Signature>
-auto find_op(const char* name) {
-  const std::string full_name = std::string(parallax_torch_ops) + "::" + name;
-  return c10::Dispatcher::singleton().findSchemaOrThrow(full_name.c_str(), "").typed<Signature>();
-}
 
 /// The kernels read every stride but the innermost as it is; what was expanded from a scalar has 0.
 Tensor unit_innermost_stride(const Tensor& tensor) {

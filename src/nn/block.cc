@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/block.h"
 
+#include "nn/linear.h"
+
 namespace parallax::nn {
 
 using torch::Tensor;
@@ -18,18 +20,18 @@ BlockImpl::BlockImpl(const MixerOptions& options) {
 }
 
 Tensor BlockImpl::add_mlp(const Tensor& x) {
-  return x + mlp_(post_attention_layernorm_(x).to(x.scalar_type()));
+  return x + mlp_(post_attention_layernorm_(x, compute_dtype(x)));
 }
 
 Tensor BlockImpl::forward(const Tensor& x, const RotaryTables& rope,
                           const std::optional<Tensor>& cu_seqlens) {
-  const Tensor normed = input_layernorm_(x).to(x.scalar_type());
+  const Tensor normed = input_layernorm_(x, compute_dtype(x));
   return add_mlp(x + mixer_->forward(normed, rope, cu_seqlens));
 }
 
 Tensor BlockImpl::decode(const Tensor& x_NC, const RotaryTables& rope, const DecodeStep& step,
                          MixerCache& cache) {
-  const Tensor normed = input_layernorm_(x_NC).to(x_NC.scalar_type());
+  const Tensor normed = input_layernorm_(x_NC, compute_dtype(x_NC));
   return add_mlp(x_NC + mixer_->decode(normed, rope, step, cache));
 }
 

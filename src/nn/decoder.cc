@@ -90,14 +90,14 @@ Tensor DecoderImpl::run_layers(const Tensor& tokens, const Tensor& positions,
   Tensor x = embed(tokens);
   for (Block& block : model_->blocks)
     x = recompute ? checkpointed(block, x, rope, cu_seqlens) : block(x, rope, cu_seqlens);
-  return model_->norm(x).to(x.scalar_type());
+  return model_->norm(x, x.scalar_type());
 }
 
 DecoderCache DecoderImpl::make_cache(int64_t batch_size, int64_t capacity) const {
   PLX_CHECK(batch_size >= 1 && capacity >= 1, "a cache needs at least one sequence and one token, ",
             "got batch size ", batch_size, " and capacity ", capacity);
   const Tensor& weight = model_->embed_tokens->weight;
-  const auto options = weight.options().dtype(to_compute_dtype(weight.new_empty(0)).dtype());
+  const auto options = weight.options().dtype(compute_dtype(weight));
   DecoderCache cache;
   cache.capacity = capacity;
   cache.num_tokens.assign(static_cast<size_t>(batch_size), 0);
@@ -153,7 +153,7 @@ Tensor DecoderImpl::decode(const Tensor& tokens_N, const std::vector<int64_t>& n
     x = model_->blocks[layer]->decode(x, rope, step, *cache.layers[layer]);
   for (size_t seq = 0; seq < num_new_tokens.size(); ++seq)
     cache.num_tokens[seq] += num_new_tokens[seq];
-  return model_->norm(x).to(x.scalar_type());
+  return model_->norm(x, x.scalar_type());
 }
 
 double DecoderImpl::flops(int64_t num_tokens) const {

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <ATen/autocast_mode.h>
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 
@@ -30,5 +31,15 @@ class LinearImpl : public torch::nn::Module {
   torch::Tensor weight, bias;
 };
 TORCH_MODULE(Linear);
+
+/// The dtype that linear layers and attention compute in for an input x: autocast's where it is on,
+/// which leaves float64 alone, else that of x.
+inline torch::ScalarType compute_dtype(const torch::Tensor& x) {
+  const auto device = x.device().type();
+  const bool eligible = x.scalar_type() != torch::kFloat64;
+  return eligible && at::autocast::is_autocast_enabled(device)
+             ? at::autocast::get_autocast_dtype(device)
+             : x.scalar_type();
+}
 
 }  // namespace parallax::nn

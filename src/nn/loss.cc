@@ -6,11 +6,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/loss.h"
 
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
 
+#include "nn/linear.h"
 #include "parallax/error.h"
 
 namespace parallax::nn {
@@ -119,11 +119,8 @@ CrossEntropySum chunked_cross_entropy(const Tensor& hidden_NC, const Tensor& wei
                                       const Tensor& targets_N, const CrossEntropyOptions& options) {
   check(hidden_NC, weight_VC, targets_N, options);
   const bool grad = torch::GradMode::is_enabled();
-  const auto device = hidden_NC.device().type();
   // Cast once here; inside, autocast would cast the weight again for every chunk.
-  const bool autocast =
-      at::autocast::is_autocast_enabled(device) && hidden_NC.scalar_type() != torch::kFloat64;
-  const auto dtype = autocast ? at::autocast::get_autocast_dtype(device) : hidden_NC.scalar_type();
+  const auto dtype = compute_dtype(hidden_NC);
   const Problem problem{.hidden = hidden_NC.detach().to(dtype),
                         .weight = weight_VC.detach().to(dtype),
                         .targets = targets_N,

@@ -7,6 +7,7 @@
 
 #include "nn/config.h"
 #include "nn/linear.h"
+#include "nn/row_ops.h"
 
 namespace parallax::nn {
 
@@ -22,7 +23,7 @@ class MlpImpl : public torch::nn::Module {
     down_proj_ = register_module("down_proj", Linear(narrow));
   }
   torch::Tensor forward(const torch::Tensor& x) {
-    return down_proj_(torch::silu(gate_proj_(x)) * up_proj_(x));
+    return down_proj_(swiglu(gate_proj_(x), up_proj_(x)));
   }
 
  private:

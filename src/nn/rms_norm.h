@@ -7,18 +7,19 @@
 
 #include <cstdint>
 
+#include "nn/row_ops.h"
+
 namespace parallax::nn {
 
 /// y = gain * x / sqrt(mean(x^2) + eps), computed in float32 or wider whatever the dtype of x, and
-/// returned that wide: the caller rounds once, where it must.
+/// rounded once to the wanted dtype.
 class RmsNormImpl : public torch::nn::Module {
  public:
   RmsNormImpl(int64_t size, double eps, torch::Device device) : eps_(eps) {
     weight = register_parameter("weight", torch::empty({size}, device));
   }
-  torch::Tensor forward(const torch::Tensor& x) const {
-    const auto dtype = at::promote_types(x.scalar_type(), torch::kFloat32);
-    return at::rms_norm(x.to(dtype), weight.sizes(), weight.to(dtype), eps_);
+  torch::Tensor forward(const torch::Tensor& x, torch::ScalarType dtype) const {
+    return norm_rope(x, {.gain = weight, .eps = eps_, .dtype = dtype});
   }
 
   torch::Tensor weight;

@@ -1,4 +1,4 @@
-// Rotary position embedding, half-split: dimension i turns with dimension i + D / 2.
+// The angles of the rotary position embedding; row_ops.h applies them.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -14,8 +14,5 @@ namespace parallax::nn {
 /// sin float32 [N, head_dim / 2]. Rounded in float32 at the same places as transformers does, whose
 /// checkpoints were trained with those roundings: at position 500 they already exceed 1e-5.
 RotaryTables rotary_tables(const torch::Tensor& positions_N, int64_t head_dim, double theta);
-
-/// Rotates x [.., N, H, D]. Computes in float32 or wider and returns that wide.
-torch::Tensor apply_rope(const torch::Tensor& x, const RotaryTables& rope);
 
 }  // namespace parallax::nn

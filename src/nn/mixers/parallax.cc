@@ -2,8 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/mixers/parallax.h"
 
-#include "nn/rope.h"
-
 namespace parallax::nn {
 
 ParallaxMixer::ParallaxMixer(const MixerOptions& options) : SoftmaxMixer(options) {
@@ -18,10 +16,7 @@ ParallaxMixer::ParallaxMixer(const MixerOptions& options) : SoftmaxMixer(options
 }
 
 torch::Tensor ParallaxMixer::probe(const torch::Tensor& x, const RotaryTables& rope) {
-  torch::Tensor r = heads(r_proj_, x);
-  if (r_norm_) r = r_norm_(r);
-  if (config_.r_rope) r = apply_rope(r, rope);
-  return r.to(to_compute_dtype(x).scalar_type());
+  return turned_heads(r_proj_, r_norm_, x, config_.r_rope ? &rope : nullptr);
 }
 
 double ParallaxMixer::flops(int64_t num_tokens) const {

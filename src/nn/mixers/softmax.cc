@@ -2,25 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/mixers/softmax.h"
 
-#include <ATen/autocast_mode.h>
-
 #include <algorithm>
 
 #include "nn/attention_op.h"
 #include "nn/kv_cache.h"
-#include "nn/rope.h"
+#include "nn/row_ops.h"
 
 namespace parallax::nn {
 
 using torch::Tensor;
-
-Tensor to_compute_dtype(const Tensor& x) {
-  const auto device = x.device().type();
-  const bool eligible = x.scalar_type() != torch::kFloat64;
-  return eligible && at::autocast::is_autocast_enabled(device)
-             ? x.to(at::autocast::get_autocast_dtype(device))
-             : x;
-}
 
 SoftmaxMixer::SoftmaxMixer(const MixerOptions& options) : config_(options.config) {
   const ModelConfig& config = config_;
@@ -51,14 +41,18 @@ Tensor SoftmaxMixer::heads(Linear& proj, const Tensor& x) const {
   return proj(x).unflatten(-1, {-1, config_.head_dim});
 }
 
+Tensor SoftmaxMixer::turned_heads(Linear& proj, const RmsNorm& norm, const Tensor& x,
+                                  const RotaryTables* rope) const {
+  return norm_rope(heads(proj, x), {.gain = norm ? norm->weight : Tensor(),
+                                    .eps = config_.rms_norm_eps,
+                                    .rope = rope,
+                                    .dtype = compute_dtype(x)});
+}
+
 SoftmaxMixer::Projected SoftmaxMixer::project(const Tensor& x, const RotaryTables& rope) {
-  Tensor q = heads(q_proj_, x), k = heads(k_proj_, x);
-  if (q_norm_) q = q_norm_(q);
-  if (k_norm_) k = k_norm_(k);
-  const auto dtype = to_compute_dtype(x).scalar_type();
-  return {.q = apply_rope(q, rope).to(dtype),
-          .k = apply_rope(k, rope).to(dtype),
-          .v = heads(v_proj_, x).to(dtype)};
+  return {.q = turned_heads(q_proj_, q_norm_, x, &rope),
+          .k = turned_heads(k_proj_, k_norm_, x, &rope),
+          .v = heads(v_proj_, x)};
 }
 
 Tensor SoftmaxMixer::forward(const Tensor& x, const RotaryTables& rope,

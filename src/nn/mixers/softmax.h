@@ -30,6 +30,9 @@ class SoftmaxMixer : public TokenMixer {
 
   /// proj(x) as heads [.., H, D].
   torch::Tensor heads(Linear& proj, const torch::Tensor& x) const;
+  /// The same, each head normalised (if `norm` is there) and rotated (if `rope` is).
+  torch::Tensor turned_heads(Linear& proj, const RmsNorm& norm, const torch::Tensor& x,
+                             const RotaryTables* rope) const;
   /// FLOPs of the scores and value sums of one sequence, given those of one (query, key, head).
   double pair_flops(int64_t num_tokens, double flops_per_pair) const;
 
@@ -44,8 +47,5 @@ class SoftmaxMixer : public TokenMixer {
   Linear q_proj_{nullptr}, k_proj_{nullptr}, v_proj_{nullptr}, o_proj_{nullptr};
   RmsNorm q_norm_{nullptr}, k_norm_{nullptr};
 };
-
-/// x in the dtype that attention runs in: autocast's, where it is on.
-torch::Tensor to_compute_dtype(const torch::Tensor& x);
 
 }  // namespace parallax::nn
