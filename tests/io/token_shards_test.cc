@@ -97,6 +97,17 @@ TEST(TokenShards, FileLayoutIsHeaderThenLittleEndianTokens) {
   EXPECT_EQ(crc32("123456789", 9), 0xCBF43926u);  // the standard check value
 }
 
+TEST(TokenShards, TheChecksumIsTheSameInAnyPieces) {
+  std::string bytes;
+  for (int idx = 0; idx < 100; ++idx) bytes += static_cast<char>(idx * idx * 7);
+  uint32_t one_by_one = 0;
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    for (size_t cut : {size_t{0}, size / 3, size})  // pieces of any size and alignment
+      EXPECT_EQ(crc32(bytes.data() + cut, size - cut, crc32(bytes.data(), cut)), one_by_one);
+    one_by_one = crc32(&bytes[size], 1, one_by_one);
+  }
+}
+
 TEST(TokenShards, LargeShardsStreamThroughTheBuffer) {
   const TempFolder folder;
   Ids document(700'000);
