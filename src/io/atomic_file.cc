@@ -197,4 +197,14 @@ void AtomicFolder::commit() {
   sync_folder(parent_of(path_));
 }
 
+void remove_leftovers(const fs::path& folder, const std::string& name_start) {
+  std::error_code error;
+  for (const auto& entry : fs::directory_iterator(folder, error)) {
+    const std::string name = entry.path().filename().string();
+    const auto has = [&](const char* word) { return name.find(word) != std::string::npos; };
+    if (name.starts_with("." + name_start) && (has(".staging-") || has(".tmp-")))
+      remove_quietly(entry.path());
+  }
+}
+
 }  // namespace parallax::io

@@ -62,4 +62,9 @@ class AtomicFolder {
   bool committed_ = false;
 };
 
+/// Removes what killed processes left in `folder` under the temporary names of files and folders
+/// whose own names start with `name_start`. Only for who knows that nobody else writes there
+/// (lock_folder).
+void remove_leftovers(const std::filesystem::path& folder, const std::string& name_start);
+
 }  // namespace parallax::io

@@ -3,6 +3,7 @@
 #include "io/descriptor.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -82,6 +83,13 @@ void Descriptor::sync() {
 void Descriptor::close() {
   const int number = std::exchange(number_, -1);
   if (::close(number) != 0 && errno != EINTR) throw_system_error("write", shown_path_, errno);
+}
+
+Descriptor lock_folder(const std::filesystem::path& folder) {
+  Descriptor lock(folder, O_RDONLY | O_DIRECTORY);
+  if (::flock(lock.number(), LOCK_EX | LOCK_NB) == 0) return lock;
+  PLX_CHECK(errno != EWOULDBLOCK, folder.string(), " is in use by another process");
+  return {};
 }
 
 void sync_folder(const std::filesystem::path& folder) {

@@ -39,6 +39,11 @@ class Descriptor {
   int number_ = -1;
 };
 
+/// Holds a folder for this process until the result closes: an Error if another holds it. The lock
+/// is on the folder itself, so that a killed process leaves none behind. Where the file system has
+/// no locks the result is not open.
+Descriptor lock_folder(const std::filesystem::path& folder);
+
 /// Makes the entries of a folder (a rename) survive a power cut. File systems that cannot sync
 /// folders are left alone.
 void sync_folder(const std::filesystem::path& folder);
