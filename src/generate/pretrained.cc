@@ -31,6 +31,10 @@ std::shared_ptr<const text::Tokenizer> open_tokenizer(const fs::path& folder, in
   PLX_CHECK(tokenizer->vocab_size() <= vocab_size, "the tokenizer in ", folder,
             " does not belong to the model there: it has ids up to ", tokenizer->vocab_size() - 1,
             ", the model's vocab_size is ", vocab_size);
+  const std::string trained_with = nn::load_tokenizer_fingerprint(folder);
+  PLX_CHECK(trained_with.empty() || trained_with == tokenizer->fingerprint(), "the tokenizer in ",
+            folder, " is not the one that the model was trained with: fingerprints ",
+            tokenizer->fingerprint(), " and ", trained_with);
   return tokenizer;
 }
 

@@ -28,8 +28,8 @@ struct Pretrained {
 
 /// Loads a Hugging Face folder. Without a tokenizer.json the byte tokenizer is used if the model's
 /// vocab_size is exactly its 257, and only then. The parameters get `dtype`. Throws parallax::Error
-/// if something is missing or broken, if the tokenizer has more ids than the model, or if no start
-/// token is known.
+/// if something is missing or broken, if the tokenizer has more ids than the model or is not the
+/// one that the weights name (ours do, others do not), or if no start token is known.
 Pretrained load_pretrained(const std::filesystem::path& folder,
                            torch::ScalarType dtype = torch::kFloat32);
 

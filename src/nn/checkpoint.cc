@@ -25,6 +25,7 @@ using torch::Tensor;
 
 constexpr const char* kSingleFile = "model.safetensors";
 constexpr const char* kIndexFile = "model.safetensors.index.json";
+constexpr const char* kTokenizerKey = "tokenizer_fingerprint";  // in the metadata of each file
 
 struct StoredType {
   const char* name;
@@ -164,7 +165,8 @@ std::string shard_name(size_t shard_idx, size_t num_shards) {
 }
 
 void write_shard(const fs::path& path, const Shard& shard,
-                 const std::map<std::string, Tensor>& parameters, const StoredType& type) {
+                 const std::map<std::string, Tensor>& parameters, const StoredType& type,
+                 const std::string& tokenizer_fingerprint) {
   std::vector<Tensor> converted;  // keeps the memory that the map points at
   std::map<std::string, io::StoredTensor> stored;
   for (const std::string& name : shard) {
@@ -175,7 +177,9 @@ void write_shard(const fs::path& path, const Shard& shard,
                     .data = {static_cast<const std::byte*>(tensor.const_data_ptr()),
                              static_cast<size_t>(tensor.nbytes())}};
   }
-  io::write_safetensors(path, stored, {{"format", "pt"}});
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  if (!tokenizer_fingerprint.empty()) metadata[kTokenizerKey] = tokenizer_fingerprint;
+  io::write_safetensors(path, stored, metadata);
 }
 
 }  // namespace
@@ -193,22 +197,21 @@ Decoder load_pretrained(const fs::path& folder) {
   return model;
 }
 
-void save_pretrained(const Decoder& model, const fs::path& folder, torch::ScalarType dtype,
-                     int64_t max_shard_bytes) {
-  const auto* type = std::ranges::find(kStoredTypes, dtype, &StoredType::dtype);
+void save_pretrained(const Decoder& model, const fs::path& folder, const SaveOptions& options) {
+  const auto* type = std::ranges::find(kStoredTypes, options.dtype, &StoredType::dtype);
   PLX_CHECK(type != kStoredTypes.end(), "weights are saved as float32, bfloat16 or float16, not ",
-            dtype);
+            options.dtype);
   std::map<std::string, Tensor> parameters;
   for (const auto& item : model->named_parameters()) parameters.emplace(item.key(), item.value());
 
-  const auto item_bytes = static_cast<int64_t>(c10::elementSize(dtype));
-  const auto shards = make_shards(parameters, item_bytes, max_shard_bytes);
+  const auto item_bytes = static_cast<int64_t>(c10::elementSize(options.dtype));
+  const auto shards = make_shards(parameters, item_bytes, options.max_shard_bytes);
   nlohmann::ordered_json index = {
       {"metadata", {{"total_size", num_parameters(*model) * item_bytes}}},
       {"weight_map", nlohmann::ordered_json::object()}};
   for (size_t shard_idx = 0; shard_idx < shards.size(); ++shard_idx) {
     const std::string file = shard_name(shard_idx, shards.size());
-    write_shard(folder / file, shards[shard_idx], parameters, *type);
+    write_shard(folder / file, shards[shard_idx], parameters, *type, options.tokenizer_fingerprint);
     for (const std::string& name : shards[shard_idx]) index["weight_map"][name] = file;
   }
   // What an earlier save of another size left behind must not be found first.
@@ -219,6 +222,14 @@ void save_pretrained(const Decoder& model, const fs::path& folder, torch::Scalar
     fs::remove(folder / kSingleFile);
   }
   save_config(model->config(), folder);
+}
+
+std::string load_tokenizer_fingerprint(const fs::path& folder) {
+  for (const auto& file : open_files(folder)) {
+    const auto found = file.metadata().find(kTokenizerKey);
+    if (found != file.metadata().end()) return found->second;
+  }
+  return {};
 }
 
 }  // namespace parallax::nn

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <string>
 
 #include "nn/decoder.h"
 
@@ -14,9 +15,19 @@ namespace parallax::nn {
 /// a tied model is accepted if it equals the embedding.
 Decoder load_pretrained(const std::filesystem::path& folder);
 
+struct SaveOptions {
+  torch::ScalarType dtype = torch::kFloat32;  ///< float32, bfloat16 or float16
+  int64_t max_shard_bytes = int64_t{5} << 30;
+  /// text::Tokenizer::fingerprint() of what the model was trained with; kept beside the weights.
+  std::string tokenizer_fingerprint = {};
+};
+
 /// Writes config.json and the weights into an existing folder, in files of at most max_shard_bytes.
 void save_pretrained(const Decoder& model, const std::filesystem::path& folder,
-                     torch::ScalarType dtype = torch::kFloat32,
-                     int64_t max_shard_bytes = int64_t{5} << 30);
+                     const SaveOptions& options = {});
+
+/// The tokenizer_fingerprint that the weights in `folder` were saved with; empty if there is none,
+/// as in checkpoints from elsewhere.
+std::string load_tokenizer_fingerprint(const std::filesystem::path& folder);
 
 }  // namespace parallax::nn

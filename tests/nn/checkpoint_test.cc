@@ -44,7 +44,7 @@ TEST(Checkpoint, HalfPrecisionRoundsOnceAndLoadsWide) {
   const Decoder model = small_model();
   for (const auto dtype : {torch::kBFloat16, torch::kFloat16}) {
     const TempFolder folder;
-    save_pretrained(model, folder.path(), dtype);
+    save_pretrained(model, folder.path(), {.dtype = dtype});
     const Decoder loaded = load_pretrained(folder.path());
     const auto original = model->named_parameters();
     for (const auto& item : loaded->named_parameters()) {
@@ -58,13 +58,24 @@ TEST(Checkpoint, ShardsAndTheirIndexRoundTrip) {
   const Decoder model = small_model();
   const TempFolder folder;
   save_pretrained(model, folder.path());
-  save_pretrained(model, folder.path(), torch::kFloat32, /*max_shard_bytes=*/9000);
+  save_pretrained(model, folder.path(), {.max_shard_bytes = 9000});
   EXPECT_FALSE(std::filesystem::exists(folder / "model.safetensors"));  // would be found first
   EXPECT_TRUE(std::filesystem::exists(folder / "model.safetensors.index.json"));
   EXPECT_GT(folder.entries().size(), 5u);
   expect_equal_weights(model, load_pretrained(folder.path()));
   save_pretrained(model, folder.path());
   expect_equal_weights(model, load_pretrained(folder.path()));
+}
+
+TEST(Checkpoint, NamesTheTokenizerThatItWasSavedWith) {
+  const TempFolder folder;
+  save_pretrained(small_model(), folder.path(), {.tokenizer_fingerprint = "abc"});
+  EXPECT_EQ(load_tokenizer_fingerprint(folder.path()), "abc");
+  save_pretrained(small_model(), folder.path(),
+                  {.max_shard_bytes = 9000, .tokenizer_fingerprint = "sharded"});
+  EXPECT_EQ(load_tokenizer_fingerprint(folder.path()), "sharded");
+  save_pretrained(small_model(), folder.path());
+  EXPECT_EQ(load_tokenizer_fingerprint(folder.path()), "");
 }
 
 TEST(Checkpoint, ATiedHeadMayBeStoredTwiceIfEqual) {
@@ -140,7 +151,7 @@ TEST(Checkpoint, OldRotaryTablesAreIgnored) {
 TEST(Checkpoint, AnIndexThatLiesIsRefused) {
   const Decoder model = small_model();
   const TempFolder folder;
-  save_pretrained(model, folder.path(), torch::kFloat32, /*max_shard_bytes=*/9000);
+  save_pretrained(model, folder.path(), {.max_shard_bytes = 9000});
   const auto index_path = folder / "model.safetensors.index.json";
   const auto intact = nlohmann::json::parse(io::read_file(index_path));
   const auto refuse = [&](const nlohmann::json& index, std::string_view part) {
@@ -180,7 +191,8 @@ TEST(Checkpoint, AFolderWithoutWeightsIsAnError) {
   save_config(small_config("softmax"), folder.path());
   expect_error([&] { load_pretrained(folder.path()); }, {"model.safetensors"});
   expect_error([&] { save_pretrained(small_model(), folder / "absent"); }, {"absent"});
-  expect_error([&] { save_pretrained(small_model(), folder.path(), torch::kFloat64); }, {"Double"});
+  expect_error([&] { save_pretrained(small_model(), folder.path(), {.dtype = torch::kFloat64}); },
+               {"Double"});
 }
 
 }  // namespace
