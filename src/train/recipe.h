@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <limits>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -118,8 +119,11 @@ struct FieldInfo {
 /// Reads a recipe; `base = "other.toml"` (relative to the recipe) is read first and overridden key
 /// by key, then come `overrides`, each "section.key=value". A syntax error, an unknown key, a wrong
 /// type or range is an Error "file:line: ..." that names the nearest known key where it helps.
+/// `resumed` is the checkpoint that the run continues, if it does: it has the fields that came from
+/// model.init_from, whose folder is not needed any more.
 Recipe load_recipe(const std::filesystem::path& path,
-                   const std::vector<std::string>& overrides = {});
+                   const std::vector<std::string>& overrides = {},
+                   const std::optional<std::filesystem::path>& resumed = {});
 
 /// Settings that are stated but have no effect, one sentence each.
 std::vector<std::string> warnings(const Recipe& recipe);
@@ -131,7 +135,7 @@ nlohmann::json to_json(const Recipe& recipe);
 std::vector<std::string> differences(const nlohmann::json& saved, const nlohmann::json& now);
 /// The settings that may differ, as "train.steps".
 std::vector<std::string> changeable_settings();
-/// A reference of all settings with meaning, default and range, for --help-recipe.
+/// A reference of all settings with meaning, default and range, for --list-settings.
 std::string describe_settings();
 
 optim::OptimizerOptions optimizer_options(const OptimizerSection& section);

@@ -147,7 +147,8 @@ void visit_model(Section& s, Visitor&& visit) {
         {.help = "a config.json to take the fields from, relative to the recipe",
          .may_change = true});
   visit("init_from", s.init_from,
-        {.help = "a checkpoint folder whose config and weights the run starts from",
+        {.help = "a checkpoint folder (relative to the current one, as data.path) whose config and "
+                 "weights the run starts from",
          .may_change = true});
   nn::visit_fields(s.fields, [&](const char* name, auto& field) {
     visit(name, field, {.help = model_field_help(name)});

@@ -20,20 +20,29 @@ namespace fs = std::filesystem;
 template <typename T>
 constexpr bool kIsNumber = std::is_same_v<T, int64_t> || std::is_same_v<T, double>;
 
+/// A file or a --set option.
+struct Origin {
+  std::string name;
+  bool has_lines = true;
+
+  std::string at(const toml::source_region& region) const {
+    return has_lines ? name + ":" + std::to_string(region.begin.line) : name;
+  }
+};
+
 /// Where a setting stands, and what is wrong with it.
 class Location {
  public:
-  Location(std::string origin, std::string setting, const toml::source_region& region)
-      : origin_(std::move(origin)), setting_(std::move(setting)), line_(region.begin.line) {}
+  Location(const Origin& origin, std::string setting, const toml::source_region& region)
+      : place_(origin.at(region)), setting_(std::move(setting)) {}
 
   template <typename... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
-    PLX_FAIL(origin_, ":", line_, ": ", setting_, " ", parts...);
+    PLX_FAIL(place_, ": ", setting_, " ", parts...);
   }
 
  private:
-  std::string origin_, setting_;
-  uint32_t line_;
+  std::string place_, setting_;
 };
 
 std::string as_toml(const toml::node& node) {
@@ -122,19 +131,19 @@ std::string settings_named(const std::string& key) {
 }
 
 void check_known(const toml::table& table, const std::vector<std::string>& known,
-                 const std::string& origin, const std::string& where) {
+                 const Origin& origin, const std::string& where) {
   for (const auto& [key, node] : table) {
     const std::string name(key.str());
     if (std::find(known.begin(), known.end(), name) != known.end()) continue;
     const std::string nearest = nearest_name(name, known);
-    PLX_FAIL(origin, ":", key.source().begin.line, ": unknown key '", name, "' in ", where,
+    PLX_FAIL(origin.at(key.source()), ": unknown key '", name, "' in ", where,
              nearest.empty() ? "; the known ones are " + listed(known)
                              : "; the nearest known one is '" + nearest + "'",
              settings_named(name));
   }
 }
 
-optim::GroupRule read_group(const toml::table& table, const std::string& origin) {
+optim::GroupRule read_group(const toml::table& table, const Origin& origin) {
   check_known(table, {"pattern", "algorithm", "lr_multiplier", "weight_decay", "row_splits"},
               origin, "[[optimizer.groups]]");
   const auto read = [&](const char* name, auto& field, const FieldInfo& info = {}) {
@@ -147,8 +156,7 @@ optim::GroupRule read_group(const toml::table& table, const std::string& origin)
   };
   optim::GroupRule rule;
   if (!read("pattern", rule.pattern))
-    PLX_FAIL(origin, ":", table.source().begin.line,
-             ": a group of [[optimizer.groups]] needs a pattern");
+    PLX_FAIL(origin.at(table.source()), ": a group of [[optimizer.groups]] needs a pattern");
   std::string algorithm;
   if (read("algorithm", algorithm, {.choices = {"muon", "adamw"}}))
     rule.algorithm = optim::parse_algorithm(algorithm);
@@ -163,27 +171,28 @@ optim::GroupRule read_group(const toml::table& table, const std::string& origin)
 /// Applies documents to a recipe, later ones over earlier ones.
 class Reader {
  public:
-  explicit Reader(Recipe& recipe) : recipe_(recipe) {}
+  Reader(Recipe& recipe, const std::optional<fs::path>& resumed)
+      : recipe_(recipe), resumed_(resumed) {}
 
   void apply_file(const fs::path& path) {
     PLX_CHECK(fs::is_regular_file(path), "there is no recipe ", path.string());
-    const toml::table document =
-        parse(path.string(), [&] { return toml::parse_file(path.string()); });
+    const Origin origin{path.string()};
+    const toml::table document = parse(origin, [&] { return toml::parse_file(path.string()); });
     if (const toml::node* base = document.get("base")) {
       std::string name;
-      convert(*base, name, Location(path.string(), "base", base->source()));
+      convert(*base, name, Location(origin, "base", base->source()));
       PLX_CHECK(++depth_ <= kMaxDepth, path.string(), ": base files include one another");
       apply_file(path.parent_path() / name);
     }
-    apply(document, path.string(), path.parent_path());
+    apply(document, origin, path.parent_path());
   }
 
   void apply_override(const std::string& text) {
     const size_t equals = text.find('='), dot = text.find('.');
     PLX_CHECK(equals != std::string::npos && dot < equals, "--set takes section.key=value, given '",
               text, "'");
-    const std::string origin = "--set " + text, key = text.substr(0, equals);
-    const std::string value = text.substr(equals + 1);
+    const Origin origin{"--set " + text, /*has_lines=*/false};
+    const std::string key = text.substr(0, equals), value = text.substr(equals + 1);
     toml::table document;
     try {
       document = toml::parse(key + " = " + value);
@@ -197,15 +206,15 @@ class Reader {
   static constexpr int kMaxDepth = 8;
 
   template <typename Parse>
-  static toml::table parse(const std::string& origin, Parse&& parse_document) {
+  static toml::table parse(const Origin& origin, Parse&& parse_document) {
     try {
       return parse_document();
     } catch (const toml::parse_error& error) {
-      PLX_FAIL(origin, ":", error.source().begin.line, ": not TOML: ", error.description());
+      PLX_FAIL(origin.at(error.source()), ": not TOML: ", error.description());
     }
   }
 
-  void apply(const toml::table& document, const std::string& origin, const fs::path& folder) {
+  void apply(const toml::table& document, const Origin& origin, const fs::path& folder) {
     std::vector<std::string> sections = {"base"};
     visit_sections(recipe_, [&](const char* name, auto&& pass) {
       sections.emplace_back(name);
@@ -220,20 +229,21 @@ class Reader {
   }
 
   /// The fields that a config.json states come before those that the section states itself.
-  void load_config(const toml::table& table, const std::string& origin, const fs::path& folder) {
+  void load_config(const toml::table& table, const Origin& origin, const fs::path& folder) {
     for (const char* key : {"config", "init_from"}) {
       const toml::node* node = table.get(key);
       if (node == nullptr) continue;
       std::string path;
       convert(*node, path, Location(origin, std::string("model.") + key, node->source()));
-      recipe_.model.fields = key == std::string("config") ? nn::load_config_file(folder / path)
-                                                          : nn::load_config(path);
+      recipe_.model.fields = key == std::string("config")
+                                 ? nn::load_config_file(folder / path)
+                                 : nn::load_config(resumed_.value_or(path));
     }
   }
 
   template <typename Pass>
-  void apply_section(const toml::table& table, const std::string& origin,
-                     const std::string& section, Pass&& pass) {
+  void apply_section(const toml::table& table, const Origin& origin, const std::string& section,
+                     Pass&& pass) {
     std::vector<std::string> known;
     pass([&](const char* name, auto&, const FieldInfo&) { known.emplace_back(name); });
     check_known(table, known, origin, "[" + section + "]");
@@ -255,6 +265,7 @@ class Reader {
   }
 
   Recipe& recipe_;
+  const std::optional<fs::path>& resumed_;
   int depth_ = 0;
 };
 
@@ -286,9 +297,10 @@ void validate(const Recipe& recipe, const std::string& origin) {
 
 }  // namespace
 
-Recipe load_recipe(const fs::path& path, const std::vector<std::string>& overrides) {
+Recipe load_recipe(const fs::path& path, const std::vector<std::string>& overrides,
+                   const std::optional<fs::path>& resumed) {
   Recipe recipe;
-  Reader reader(recipe);
+  Reader reader(recipe, resumed);
   reader.apply_file(path);
   for (const auto& text : overrides) reader.apply_override(text);
   validate(recipe, path.string());

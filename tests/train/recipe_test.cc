@@ -224,9 +224,8 @@ TEST_F(RecipeTest, BaseIsOverriddenKeyByKeyAndThenBySet) {
 }
 
 TEST_F(RecipeTest, RefusesBadOverridesAsItDoesFiles) {
-  EXPECT_EQ(
-      refusal(kRecall, {"train.step=3"}),
-      "--set train.step=3:1: unknown key 'step' in [train]; the nearest known one is 'steps'");
+  EXPECT_EQ(refusal(kRecall, {"train.step=3"}),
+            "--set train.step=3: unknown key 'step' in [train]; the nearest known one is 'steps'");
   EXPECT_NE(refusal(kRecall, {"steps"}).find("section.key=value"), std::string::npos);
   EXPECT_NE(refusal(kRecall, {"steps=3"}).find("section.key=value"), std::string::npos);
 }
