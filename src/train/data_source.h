@@ -32,4 +32,7 @@ class DataSource {
   virtual void reset() = 0;
 };
 
+/// A whole number from 0 on of a DataSource's state. Throws if the state has none under this key.
+int64_t count_in(const nlohmann::json& state, const char* key);
+
 }  // namespace parallax::train

@@ -26,13 +26,6 @@ nlohmann::json identity(const io::TokenDataset& dataset, const LoaderOptions& op
           {"context_length", options.context_length}};
 }
 
-int64_t count_of(const nlohmann::json& state, const char* key) {
-  const auto found = state.find(key);
-  PLX_CHECK(found != state.end() && found->is_number_integer() && found->get<int64_t>() >= 0,
-            "data state: \"", key, "\" must be a count, the state is ", state.dump());
-  return found->get<int64_t>();
-}
-
 }  // namespace
 
 TokenLoader::TokenLoader(std::shared_ptr<const io::TokenDataset> dataset, LoaderOptions options)
@@ -119,7 +112,7 @@ void TokenLoader::load_state(const nlohmann::json& state) {
               "\" was ", found == state.end() ? "not stored" : found->dump(), ", now it is ",
               value.dump());
   }
-  const int64_t epoch = count_of(state, "epoch"), position = count_of(state, "position");
+  const int64_t epoch = count_in(state, "epoch"), position = count_in(state, "position");
   const int64_t old_epoch = epoch_, old_position = position_;
   start_epoch(epoch);
   if (position > num_windows_) {

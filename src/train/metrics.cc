@@ -24,13 +24,15 @@ namespace {
 constexpr std::chrono::milliseconds kTerminalInterval{100};
 constexpr std::chrono::seconds kPlainInterval{5};
 
-/// The lines of `text` up to the given step; a line that a kill cut short is dropped.
+/// The lines of `text` up to the given step; a line that is cut short or has no step is dropped.
 std::string lines_until(const std::string& text, int64_t step) {
   std::istringstream stream(text);
   std::string kept;
   for (std::string line; std::getline(stream, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
-    if (json.is_object() && json.value("step", int64_t{0}) <= step) kept += line + "\n";
+    const auto found = json.find("step");  // of an object; the end of anything else
+    if (found == json.end() || !found->is_number_integer()) continue;
+    if (found->get<int64_t>() <= step) kept += line + "\n";
   }
   return kept;
 }

@@ -46,11 +46,12 @@ nlohmann::json RecallSource::state() const {
 }
 
 void RecallSource::load_state(const nlohmann::json& state) {
+  PLX_CHECK(state.is_object(), "data state: a JSON object is needed, it is ", state.dump());
   const nlohmann::json identity = identity_of(options_);
   PLX_CHECK(state.contains("source") && state.at("source") == identity,
             "the position belongs to other data: ", state.value("source", nlohmann::json()).dump(),
             ", this run reads ", identity.dump());
-  next_sequence_ = state.at("next_sequence").get<uint64_t>();
+  next_sequence_ = static_cast<uint64_t>(count_in(state, "next_sequence"));
 }
 
 }  // namespace parallax::train
