@@ -6,6 +6,7 @@
 #include <iomanip>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,7 +22,7 @@ struct TrainArguments {
   std::string recipe, output, data;
   std::vector<std::string> settings;
   int64_t steps = 0, stop_at = 0;
-  bool resume = false, overwrite = false, quiet = false, list_settings = false;
+  bool resume = false, overwrite = false, quiet = false;
 };
 
 constexpr const char* kExamples = R"(
@@ -45,7 +46,7 @@ void print_summary(const train::Trainer& trainer, const train::RunSummary& summa
     row("tokens/s") << core::grouped(std::llround(static_cast<double>(summary.state.num_tokens) /
                                                   summary.state.seconds))
                     << '\n';
-  row("loss of the last step") << summary.last_loss << '\n';
+  if (summary.last_loss) row("loss of the last step") << *summary.last_loss << '\n';
   if (const auto& evaluation = summary.evaluation) {
     row("validation loss") << evaluation->loss << '\n';
     row("validation perplexity") << std::exp(evaluation->loss) << '\n';
@@ -57,21 +58,19 @@ void print_summary(const train::Trainer& trainer, const train::RunSummary& summa
 }
 
 int run_train(const TrainArguments& arguments) {
-  if (arguments.list_settings) {
-    std::cout << train::describe_settings();
-    return 0;
-  }
   auto settings = arguments.settings;
   if (!arguments.data.empty()) settings.push_back("data.path=" + arguments.data);
   if (arguments.steps > 0) settings.push_back("train.steps=" + std::to_string(arguments.steps));
   const std::filesystem::path recipe_path = arguments.recipe;
-  const train::Recipe recipe = train::load_recipe(recipe_path, settings);
-  for (const auto& warning : train::warnings(recipe))
-    std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
-
   const std::filesystem::path output = arguments.output.empty()
                                            ? "runs" / recipe_path.stem()
                                            : std::filesystem::path(arguments.output);
+  std::optional<std::filesystem::path> resumed;
+  if (arguments.resume) resumed = train::CheckpointStore(output).latest();
+  const train::Recipe recipe = train::load_recipe(recipe_path, settings, resumed);
+  for (const auto& warning : train::warnings(recipe))
+    std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
+
   train::Trainer trainer(recipe, {.output = output,
                                   .resume = arguments.resume,
                                   .overwrite = arguments.overwrite,
@@ -94,10 +93,10 @@ void add_train(CLI::App& app) {
   auto arguments = std::make_shared<TrainArguments>();
   CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says");
   command->footer(kExamples);
-  auto* recipe = command
-                     ->add_option("recipe", arguments->recipe,
-                                  "TOML file: model, data, optimizer, schedule, ...")
-                     ->type_name("PATH");
+  command
+      ->add_option("recipe", arguments->recipe, "TOML file: model, data, optimizer, schedule, ...")
+      ->type_name("PATH")
+      ->required();
   command
       ->add_option("-o,--output", arguments->output,
                    "Folder for checkpoints and metrics.jsonl (default: runs/<recipe's name>)")
@@ -124,10 +123,16 @@ void add_train(CLI::App& app) {
   command->add_flag("--overwrite", arguments->overwrite, "Delete an older run in the output folder")
       ->excludes(resume);
   command->add_flag("-q,--quiet", arguments->quiet, "No progress on stderr");
-  auto* list = command->add_flag("--list-settings", arguments->list_settings,
-                                 "Print every setting of a recipe with its default, and stop");
-  command->callback([arguments, recipe, list] {
-    if (recipe->count() == 0 && list->count() == 0) throw CLI::RequiredError("recipe");
+  command
+      ->add_flag_callback(
+          "--list-settings",
+          [] {
+            std::cout << train::describe_settings();
+            throw CLI::Success();
+          },
+          "Print every setting of a recipe with its default, and stop")
+      ->trigger_on_parse();  // before the recipe is found to be missing
+  command->callback([arguments] {
     if (const int status = run_train(*arguments); status != 0) throw CLI::RuntimeError(status);
   });
 }

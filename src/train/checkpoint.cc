@@ -2,12 +2,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/checkpoint.h"
 
-#include <unistd.h>
-
-#include <algorithm>
+#include <charconv>
 #include <cstdio>
+#include <cstring>
+#include <vector>
 
 #include "io/atomic_file.h"
+#include "io/hash.h"
+#include "io/json_error.h"
+#include "io/mapped_file.h"
 #include "nn/checkpoint.h"
 #include "optim/state_file.h"
 #include "parallax/error.h"
@@ -19,7 +22,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kPrefix = "step_";
 constexpr const char* kRemovedPrefix = ".removed-";
-constexpr int64_t kFormatVersion = 1;
+constexpr int64_t kFormatVersion = 2;
 
 std::string folder_name(int64_t step) {
   char name[32];
@@ -27,11 +30,20 @@ std::string folder_name(int64_t step) {
   return name;
 }
 
+/// The step of a folder's name, if it is one that folder_name() gives.
+std::optional<int64_t> step_of(const std::string& name) {
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  int64_t step = -1;
+  const char* const end = name.data() + name.size();
+  std::from_chars(name.data() + std::strlen(kPrefix), end, step);
+  return step >= 0 && folder_name(step) == name ? std::optional(step) : std::nullopt;
+}
+
 at::Generator cpu_generator() { return at::globalContext().defaultGenerator(torch::kCPU); }
 
 void point_latest_at(const fs::path& checkpoint) {
   const fs::path link = checkpoint.parent_path() / "latest";
-  const fs::path temporary = checkpoint.parent_path() / (".latest-" + std::to_string(::getpid()));
+  const fs::path temporary = checkpoint.parent_path() / ".latest";
   fs::remove(temporary);
   fs::create_directory_symlink(checkpoint.filename(), temporary);
   fs::rename(temporary, link);
@@ -48,36 +60,84 @@ nlohmann::json read_json(const fs::path& path) {
   return json;
 }
 
+std::string checksum(const fs::path& file) {
+  const io::MappedFile map(file);
+  return io::to_hex(io::crc32(map.bytes().data(), map.bytes().size()), 8);
+}
+
+/// CRC-32 of every file in a checkpoint, by its path in there.
+nlohmann::json checksums(const fs::path& checkpoint) {
+  auto sums = nlohmann::json::object();
+  for (const auto& entry : fs::recursive_directory_iterator(checkpoint))
+    if (entry.is_regular_file())
+      sums[entry.path().lexically_relative(checkpoint).string()] = checksum(entry.path());
+  return sums;
+}
+
+void verify(const fs::path& checkpoint, const std::map<std::string, std::string>& files) {
+  for (const auto& [file, expected] : files) {
+    const std::string found = checksum(checkpoint / file);
+    PLX_CHECK(found == expected, (checkpoint / file).string(),
+              " has changed since the checkpoint was saved (CRC-32 ", found, ", then ", expected,
+              "); model.init_from starts a new run from changed weights");
+  }
+}
+
+TrainingState read_state(const fs::path& checkpoint) {
+  const fs::path path = checkpoint / "training" / "state.json";
+  const nlohmann::json json = read_json(path);
+  TrainingState state;
+  try {
+    PLX_CHECK(json.at("format_version") == kFormatVersion, "format_version is ",
+              json.at("format_version").dump(), ", this program reads ", kFormatVersion);
+    verify(checkpoint, json.at("files").get<std::map<std::string, std::string>>());
+    state = {.step = json.at("step").get<int64_t>(),
+             .num_tokens = json.at("num_tokens").get<int64_t>(),
+             .seconds = json.at("seconds").get<double>(),
+             .data = json.at("data"),
+             .recipe = read_json(checkpoint / "training" / "recipe.json")};
+    PLX_CHECK(state.step >= 0 && state.num_tokens >= 0 && state.seconds >= 0, "step ", state.step,
+              ", num_tokens ", state.num_tokens, " and seconds ", state.seconds,
+              " must not be negative");
+  } catch (const std::exception& error) {
+    PLX_FAIL(path.string(), ": ", io::plain_what(error));
+  }
+  return state;
+}
+
 }  // namespace
 
-CheckpointStore::CheckpointStore(fs::path folder, int64_t keep_last)
-    : folder_(std::move(folder)), keep_last_(keep_last) {}
-
-std::vector<fs::path> CheckpointStore::oldest_first() const {
-  std::vector<fs::path> checkpoints;
+std::map<int64_t, fs::path> CheckpointStore::by_step() const {
+  std::map<int64_t, fs::path> checkpoints;
   if (!fs::is_directory(folder_)) return checkpoints;
-  for (const auto& entry : fs::directory_iterator(folder_))
-    if (entry.path().filename().string().starts_with(kPrefix) && entry.is_directory())
-      checkpoints.push_back(entry.path());
-  std::sort(checkpoints.begin(), checkpoints.end());
+  for (const auto& entry : fs::directory_iterator(folder_)) {
+    const auto step = step_of(entry.path().filename().string());
+    if (step && entry.is_directory()) checkpoints.emplace(*step, entry.path());
+  }
   return checkpoints;
 }
 
+fs::path CheckpointStore::path_of(int64_t step) const { return folder_ / folder_name(step); }
+
 std::optional<fs::path> CheckpointStore::latest() const {
-  const auto checkpoints = oldest_first();
+  const auto checkpoints = by_step();
   if (checkpoints.empty()) return std::nullopt;
-  return checkpoints.back();
+  return checkpoints.rbegin()->second;
 }
 
 fs::path CheckpointStore::save(const nn::Decoder& model, const optim::Optimizer& optimizer,
-                               const TrainingState& state, const std::string& tokenizer) const {
+                               const TrainingState& state, const text::Tokenizer* tokenizer) const {
   const auto optimizer_state = optimizer.state();
   for (const auto& entry : model->named_parameters()) check_finite(entry.key(), entry.value());
   for (const auto& [name, tensor] : optimizer_state) check_finite(name, tensor);
-  const fs::path checkpoint = folder_ / folder_name(state.step);
+  const fs::path checkpoint = path_of(state.step);
   io::AtomicFolder folder(checkpoint);
-  nn::save_pretrained(model, folder.staging());
-  if (!tokenizer.empty()) io::write_file(folder.staging() / "tokenizer.json", tokenizer);
+  nn::SaveOptions options;
+  if (tokenizer != nullptr) {
+    options.tokenizer_fingerprint = tokenizer->fingerprint();
+    io::write_file(folder.staging() / "tokenizer.json", tokenizer->serialized());
+  }
+  nn::save_pretrained(model, folder.staging(), options);
   const fs::path training = folder.staging() / "training";
   fs::create_directory(training);
   optim::save_tensors(training / "optimizer.safetensors", optimizer_state);
@@ -87,17 +147,33 @@ fs::path CheckpointStore::save(const nn::Decoder& model, const optim::Optimizer&
                                {"step", state.step},
                                {"num_tokens", state.num_tokens},
                                {"seconds", state.seconds},
-                               {"data", state.data}};
+                               {"data", state.data},
+                               {"files", checksums(folder.staging())}};
   io::write_file(training / "state.json", json.dump(1) + "\n");
   folder.commit();
-
   point_latest_at(checkpoint);
-  auto checkpoints = oldest_first();
-  while (static_cast<int64_t>(checkpoints.size()) > keep_last_) {
-    remove(checkpoints.front());
+  return checkpoint;
+}
+
+void CheckpointStore::check_space(const nn::Decoder& model,
+                                  const optim::Optimizer& optimizer) const {
+  uint64_t needed = 0;
+  for (const auto& weight : model->parameters()) needed += weight.nbytes();
+  for (const auto& [name, tensor] : optimizer.state()) needed += tensor.nbytes();
+  std::error_code unknown;
+  const fs::space_info space = fs::space(folder_, unknown);
+  PLX_CHECK(unknown || space.available >= needed, "a checkpoint takes ", (needed >> 20) + 1,
+            " MiB, and the disk of ", folder_.string(), " has ", space.available >> 20,
+            " MiB left");
+}
+
+void CheckpointStore::prune(int64_t step, int64_t keep_last) const {
+  auto checkpoints = by_step();
+  checkpoints.erase(checkpoints.lower_bound(step), checkpoints.end());
+  while (static_cast<int64_t>(checkpoints.size()) >= keep_last) {
+    remove(checkpoints.begin()->second);
     checkpoints.erase(checkpoints.begin());
   }
-  return checkpoint;
 }
 
 void CheckpointStore::remove(const fs::path& checkpoint) const {
@@ -109,29 +185,32 @@ void CheckpointStore::remove(const fs::path& checkpoint) const {
 }
 
 void CheckpointStore::clear() const {
-  for (const auto& checkpoint : oldest_first()) remove(checkpoint);
+  for (const auto& [step, checkpoint] : by_step()) remove(checkpoint);
   fs::remove(folder_ / "latest");
 }
 
+void CheckpointStore::remove_leftovers() const {
+  io::remove_leftovers(folder_, kPrefix);
+  std::vector<fs::path> removed;
+  for (const auto& entry : fs::directory_iterator(folder_))
+    if (entry.path().filename().string().starts_with(std::string(kRemovedPrefix) + kPrefix))
+      removed.push_back(entry.path());
+  for (const auto& path : removed) fs::remove_all(path);
+}
+
 CheckpointContents load_checkpoint(const fs::path& checkpoint) {
-  const fs::path training = checkpoint / "training";
-  const nlohmann::json json = read_json(training / "state.json");
   CheckpointContents contents;
-  try {
-    PLX_CHECK(json.at("format_version") == kFormatVersion, "format_version is ",
-              json.at("format_version").dump(), ", this program reads ", kFormatVersion);
-    contents.state = {.step = json.at("step").get<int64_t>(),
-                      .num_tokens = json.at("num_tokens").get<int64_t>(),
-                      .seconds = json.at("seconds").get<double>(),
-                      .data = json.at("data"),
-                      .recipe = read_json(training / "recipe.json")};
-  } catch (const std::exception& error) {
-    PLX_FAIL((training / "state.json").string(), ": ", error.what());
-  }
+  contents.state = read_state(checkpoint);
+  const fs::path training = checkpoint / "training";
   contents.optimizer = optim::load_tensors(training / "optimizer.safetensors");
   const auto random = optim::load_tensors(training / "random.safetensors");
-  PLX_CHECK(random.contains("cpu"), training.string(), "/random.safetensors has no 'cpu'");
-  cpu_generator().set_state(random.at("cpu"));
+  const torch::Tensor now = cpu_generator().get_state();
+  const auto saved = random.find("cpu");
+  PLX_CHECK(saved != random.end() && saved->second.scalar_type() == now.scalar_type() &&
+                saved->second.sizes() == now.sizes(),
+            training.string(), "/random.safetensors must hold the state of Torch's generator, '",
+            "cpu': ", now.numel(), " bytes");
+  cpu_generator().set_state(saved->second);
   return contents;
 }
 

@@ -8,13 +8,15 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
-#include <vector>
+#include <utility>
 
 #include "nn/decoder.h"
 #include "optim/optimizer.h"
+#include "text/tokenizer.h"
 
 namespace parallax::train {
 
@@ -33,31 +35,38 @@ struct CheckpointContents {
   std::map<std::string, torch::Tensor> optimizer;
 };
 
+/// The checkpoints of one output folder: its folders named as save() names them, no others.
 class CheckpointStore {
  public:
-  CheckpointStore(std::filesystem::path folder, int64_t keep_last);
+  explicit CheckpointStore(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
+  std::filesystem::path path_of(int64_t step) const;
   /// The checkpoint with the most steps; none if there is none.
   std::optional<std::filesystem::path> latest() const;
-  /// Writes step_<step>, points `latest` at it and deletes the oldest beyond keep_last. Whenever
-  /// the process dies, every step_ folder is whole. Throws if it cannot be written or a tensor of
-  /// model or optimizer is NaN or infinite; older checkpoints are as before then. An empty
-  /// tokenizer means that the tokens are no text.
+  /// Writes step_<step> and points `latest` at it. Whenever the process dies, every step_ folder is
+  /// whole. Throws if it cannot be written or a tensor of model or optimizer is NaN or infinite;
+  /// older checkpoints are as before then. Without a tokenizer the tokens are no text.
   std::filesystem::path save(const nn::Decoder& model, const optim::Optimizer& optimizer,
-                             const TrainingState& state, const std::string& tokenizer) const;
+                             const TrainingState& state, const text::Tokenizer* tokenizer) const;
+  /// Throws unless the disk has room for one more checkpoint, by the sizes of its tensors.
+  void check_space(const nn::Decoder& model, const optim::Optimizer& optimizer) const;
+  /// Deletes checkpoints of fewer steps than `step`, the oldest first, until keep_last are left.
+  void prune(int64_t step, int64_t keep_last) const;
   /// Deletes all checkpoints.
   void clear() const;
+  /// Deletes what killed runs left half written or half deleted. The folder must be locked.
+  void remove_leftovers() const;
 
  private:
-  std::vector<std::filesystem::path> oldest_first() const;
+  std::map<int64_t, std::filesystem::path> by_step() const;
   void remove(const std::filesystem::path& checkpoint) const;
 
   std::filesystem::path folder_;
-  int64_t keep_last_;
 };
 
 /// Reads training/ of a checkpoint and sets Torch's global random state to what it was. The weights
-/// are read by nn::load_pretrained. Throws if something is missing or damaged.
+/// are read by nn::load_pretrained. Throws if something is missing or damaged, or if any file of
+/// the checkpoint has other bytes than were saved.
 CheckpointContents load_checkpoint(const std::filesystem::path& checkpoint);
 
 }  // namespace parallax::train

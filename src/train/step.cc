@@ -100,13 +100,13 @@ StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepO
   return result;
 }
 
-std::optional<std::string> first_bad_weight(const nn::Decoder& model) {
+std::optional<std::string> first_weight_beyond(double limit, const nn::Decoder& model) {
   torch::NoGradGuard no_grad;
   const auto norms = torch::stack(at::_foreach_norm(model->parameters())).to(torch::kFloat64).cpu();
-  if (norms.le(kLargestNorm).all().item<bool>()) return std::nullopt;
+  if (norms.le(limit).all().item<bool>()) return std::nullopt;
   const auto values = norms.accessor<double, 1>();
   int64_t idx = 0;
-  while (is_usable(values[idx])) ++idx;
+  while (values[idx] <= limit) ++idx;
   return model->named_parameters()[static_cast<size_t>(idx)].key();
 }
 

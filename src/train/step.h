@@ -16,9 +16,12 @@ namespace parallax::train {
 /// The largest norm of a weight, and of the gradient that a step uses. Below it no step overflows
 /// float32: moments are averages of gradients and their squares (1e30 at most), AdamW moves a
 /// weight by lr times 1e15 / eps at most and Muon by lr times an orthogonal matrix, and the
-/// recipe's ranges keep lr and 1 / eps small enough (recipe_fields.h). So a run can be stopped
-/// while all its state is finite, without a copy of that state.
+/// recipe's ranges keep lr and 1 / eps small enough (recipe_fields.h).
 inline constexpr double kLargestNorm = 1e15;
+/// A weight whose norm is larger is on its way there: the largest embedding of a sound model has
+/// 1e4. A step from here stays below kLargestNorm, as lr times its multiplier and weight_decay is
+/// 1e9 at most (except for AdamW with beta2 < beta1^2, which may divide by eps).
+inline constexpr double kUnusualNorm = 1e5;
 
 struct StepOptions {
   int64_t micro_batch_size = 1;
@@ -59,7 +62,7 @@ class AutocastScope {
 /// Throws if the batch has no targets.
 StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options);
 
-/// The name of the first parameter whose norm is NaN, infinite or beyond kLargestNorm.
-std::optional<std::string> first_bad_weight(const nn::Decoder& model);
+/// The name of the first parameter whose norm is NaN, infinite or beyond `limit`.
+std::optional<std::string> first_weight_beyond(double limit, const nn::Decoder& model);
 
 }  // namespace parallax::train

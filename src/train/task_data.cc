@@ -57,11 +57,13 @@ TaskData open_shards(Recipe& recipe) {
   nn::ModelConfig& config = recipe.model.fields;
   const auto train_set =
       std::make_shared<io::TokenDataset>(folder, io::Split::kTrain, config.vocab_size);
-  const auto tokenizer = text::load_tokenizer(folder / io::kTokenizerFile);
+  std::shared_ptr<const text::Tokenizer> tokenizer =
+      text::load_tokenizer(folder / io::kTokenizerFile);
   PLX_CHECK(tokenizer->fingerprint() == train_set->manifest().tokenizer_fingerprint,
             folder.string(), ": tokenizer.json is not the one that made the tokens");
   PLX_CHECK(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer of ", folder.string(),
             " has ", tokenizer->vocab_size(), " tokens, model.vocab_size is ", config.vocab_size);
+  train_set->verify_checksums();
   if (!config.eos_token_id) config.eos_token_id = train_set->manifest().eos_id;
 
   const int64_t context_length = recipe.data.context_length;
@@ -74,16 +76,18 @@ TaskData open_shards(Recipe& recipe) {
     // In a fixed pseudo-random order, so that a few windows are of many documents; in order where
     // there is hardly more than one window.
     const bool has_windows = num_tokens > 2 * context_length;
+    const auto validation_set =
+        std::make_shared<io::TokenDataset>(folder, io::Split::kValidation, config.vocab_size);
+    validation_set->verify_checksums();
     auto validation = std::make_unique<TokenLoader>(
-        std::make_shared<io::TokenDataset>(folder, io::Split::kValidation, config.vocab_size),
-        LoaderOptions{.context_length = context_length,
-                      .order = has_windows ? LoaderOptions::Order::kShuffled
-                                           : LoaderOptions::Order::kSequential});
+        validation_set, LoaderOptions{.context_length = context_length,
+                                      .order = has_windows ? LoaderOptions::Order::kShuffled
+                                                           : LoaderOptions::Order::kSequential});
     data.num_validation_sequences = validation->num_windows();
     data.validation = std::move(validation);
   }
-  data.tokenizer = tokenizer->serialized();
   data.bytes_of_token = bytes_of_tokens(*tokenizer, config.vocab_size);
+  data.tokenizer = std::move(tokenizer);
   std::ostringstream text;
   text << folder.string() << ": " << core::grouped(train_set->num_tokens())
        << " tokens to train on, " << core::grouped(train_set->manifest().validation.num_tokens)

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "text/tokenizer.h"
 #include "train/data_source.h"
 #include "train/recipe.h"
 
@@ -19,8 +20,8 @@ struct TaskData {
   /// Sequences that the validation source has.
   int64_t num_validation_sequences = 0;
   bool with_accuracy = false;
-  /// tokenizer.json of text, empty otherwise.
-  std::string tokenizer;
+  /// Of text; null otherwise.
+  std::shared_ptr<const text::Tokenizer> tokenizer;
   /// int64 [vocab_size of the model], bytes of each token of text; undefined otherwise.
   torch::Tensor bytes_of_token;
   /// One line for people.
@@ -28,7 +29,8 @@ struct TaskData {
 };
 
 /// Opens what [data] names. Where the recipe leaves model.eos_token_id open, text sets it to the
-/// tokenizer's. Throws if the tokens do not fit the model's vocabulary.
+/// tokenizer's. Throws if the tokens do not fit the model's vocabulary, or
+/// have changed since they were made (all are read: 1 s per GB in the page cache).
 TaskData open_task_data(Recipe& recipe);
 
 }  // namespace parallax::train

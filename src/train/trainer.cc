@@ -8,8 +8,10 @@
 #include <algorithm>
 #include <chrono>
 #include <sstream>
+#include <utility>
 
 #include "core/grouped.h"
+#include "io/atomic_file.h"
 #include "nn/attention_op.h"
 #include "nn/checkpoint.h"
 #include "parallax/error.h"
@@ -20,6 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
+
+constexpr const char* kMetricsFile = "metrics.jsonl";
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -79,6 +83,15 @@ void check_same_recipe(const nlohmann::json& saved, const nlohmann::json& now,
             "\nOnly these may change when a run is resumed: ", joined(changeable_settings(), ", "));
 }
 
+/// Fails if the weights of a checkpoint belong to another tokenizer than the data.
+void check_tokenizer(const fs::path& checkpoint, const text::Tokenizer* tokenizer) {
+  const std::string trained_with = nn::load_tokenizer_fingerprint(checkpoint);
+  if (tokenizer == nullptr || trained_with.empty()) return;
+  PLX_CHECK(trained_with == tokenizer->fingerprint(), "model.init_from ", checkpoint.string(),
+            " was trained with another tokenizer than that of the data: fingerprints ",
+            trained_with, " and ", tokenizer->fingerprint());
+}
+
 bool has_decay(const ScheduleSection& schedule) {
   return schedule.kind == "cosine" || (schedule.kind == "wsd" && schedule.decay_ratio > 0);
 }
@@ -92,36 +105,52 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
       compute_(choose_compute(recipe_.train.compute, device_)),
       data_(open_task_data(recipe_)),
       schedule_(schedule_options(recipe_)),
-      store_(options_.output, recipe_.checkpoint.keep_last),
+      store_(options_.output),
       progress_(options_.show_progress) {
-  prepare_output();
+  const bool has_begun = prepare_output();
   const auto checkpoint = options_.resume ? store_.latest() : std::nullopt;
   if (checkpoint) {
     resume_from(*checkpoint);
   } else {
     build_model(std::nullopt);
     state_.data = data_.train->state();
+    if (has_begun && options_.resume)
+      warnings_.push_back(options_.output.string() +
+                          " has no checkpoint: the run starts again at its first step");
   }
   state_.recipe = to_json(recipe_);
-  metrics_.emplace(options_.output / "metrics.jsonl", checkpoint ? state_.step : -1);
+  store_.check_space(model_, *optimizer_);
+  warn_of_no_effect();
+  metrics_.emplace(options_.output / kMetricsFile, checkpoint ? state_.step : -1);
 }
 
-void Trainer::prepare_output() {
-  const auto existing = store_.latest();
-  if (existing && !options_.resume && options_.overwrite) store_.clear();
-  PLX_CHECK(!existing || options_.resume || options_.overwrite, options_.output.string(),
-            " holds a run already (", existing->filename().string(),
-            "): --resume continues it, --overwrite deletes it");
+/// Locks the output folder and returns whether a run has begun there that this one continues or
+/// replaces.
+bool Trainer::prepare_output() {
   std::error_code error;
   fs::create_directories(options_.output, error);
   PLX_CHECK(!error, "cannot create the output folder ", options_.output.string(), ": ",
             error.message());
+  lock_ = io::lock_folder(options_.output);
+  const auto existing = store_.latest();
+  const auto num_metrics_bytes = fs::file_size(options_.output / kMetricsFile, error);
+  const bool has_begun = existing || (!error && num_metrics_bytes > 0);
+  PLX_CHECK(!has_begun || options_.resume || options_.overwrite, options_.output.string(),
+            " holds a run already (", existing ? existing->filename().string() : kMetricsFile,
+            "): --resume continues it, --overwrite deletes it");
+  if (lock_.is_open()) {
+    store_.remove_leftovers();
+    io::remove_leftovers(options_.output, kMetricsFile);
+  }
+  if (options_.overwrite && !options_.resume) store_.clear();
+  return has_begun;
 }
 
 void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   if (checkpoint) {
     model_ = nn::load_pretrained(*checkpoint);
   } else if (!recipe_.model.init_from.empty()) {
+    check_tokenizer(recipe_.model.init_from, data_.tokenizer.get());
     model_ = nn::load_pretrained(recipe_.model.init_from);
   } else {
     torch::manual_seed(static_cast<uint64_t>(recipe_.train.seed));
@@ -132,7 +161,7 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   // Master weights are float32 whatever the checkpoint was stored in.
   model_->to(device_, torch::kFloat32);
   model_->set_activation_checkpointing(recipe_.train.activation_checkpointing);
-  if (const auto bad = first_bad_weight(model_))
+  if (const auto bad = first_weight_beyond(kLargestNorm, model_))
     PLX_FAIL("the run cannot start: ", *bad, " is NaN, infinite or beyond ", kLargestNorm);
   const auto options = optimizer_options(recipe_.optimizer);
   plan_ = optim::plan_parameters(named_parameters(model_), options);
@@ -141,18 +170,35 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
 
 void Trainer::resume_from(const fs::path& checkpoint) {
   CheckpointContents contents = load_checkpoint(checkpoint);
+  PLX_CHECK(store_.path_of(contents.state.step) == checkpoint, checkpoint.string(),
+            " holds the state after step ", contents.state.step, ", not that of its name");
   check_same_recipe(contents.state.recipe, to_json(recipe_), checkpoint);
   build_model(checkpoint);
   try {
     optimizer_->load_state(contents.optimizer);
     data_.train->load_state(contents.state.data);
-  } catch (const Error& error) {
-    PLX_FAIL("cannot resume from ", checkpoint.string(), ": ", error.what());
+  } catch (const std::exception& error) {
+    PLX_FAIL("cannot resume from ", checkpoint.string(), ": ", text_of(error));
   }
   state_ = std::move(contents.state);
   saved_step_ = state_.step;
   summary_.checkpoint = checkpoint;
   warn_of_reshaped_schedule(state_.recipe);
+}
+
+void Trainer::warn_of_no_effect() {
+  if (!data_.validation && recipe_.evaluation.num_sequences > 0)
+    warnings_.push_back("evaluation.num_sequences has no effect: " + recipe_.data.path +
+                        " has no validation split");
+  const auto has_no_use = [](const optim::ParameterPlan& plan) {
+    return plan.algorithm == optim::Algorithm::kAdamW && !plan.row_splits.empty();
+  };
+  const auto first = std::find_if(plan_.begin(), plan_.end(), has_no_use);
+  if (first == plan_.end()) return;
+  const auto count = std::count_if(first, plan_.end(), has_no_use);
+  warnings_.push_back("optimizer.groups: row_splits have no effect on " + first->name +
+                      (count > 1 ? " and " + std::to_string(count - 1) + " more" : "") +
+                      ": AdamW trains them");
 }
 
 void Trainer::warn_of_reshaped_schedule(const nlohmann::json& saved_recipe) {
@@ -195,9 +241,9 @@ RunSummary Trainer::run() {
   }
   summary_.signal = state_.step < last_step ? InterruptScope::received() : 0;
   if (state_.step == num_steps) evaluate_now();
-  if (saved_step_ != state_.step) save();
+  save();
   summary_.state = state_;
-  summary_.last_loss = last_step_.loss;
+  if (state_.step > first_step) summary_.last_loss = last_step_.loss;
   summary_.peak_memory_bytes = peak_memory_bytes(device_);
   nlohmann::json line = {{"event", "end"},
                          {"step", state_.step},
@@ -230,41 +276,54 @@ void Trainer::step() {
                                     .clip_norm = recipe_.train.clip_norm});
     return drawn;
   });
-  if (last_step_.first_bad) stop_on_bad(state_.step + 1, *last_step_.first_bad);
+  if (last_step_.first_bad) {
+    const std::string outcome = rescue();
+    stop_on_bad(state_.step + 1, *last_step_.first_bad, outcome);
+  }
   optimizer_->step(schedule_.at(state_.step));
   state_.step += 1;
   state_.num_tokens += batch.tokens_BT.numel();
   state_.data = data_.train->state();
-  if (const auto bad = first_bad_weight(model_)) stop_on_bad(state_.step, *bad);
   const double seconds = seconds_since(start);
   state_.seconds += seconds;
   interval_.seconds += seconds;
   interval_.loss_sum += last_step_.loss;
   interval_.num_steps += 1;
   interval_.num_tokens += batch.tokens_BT.numel();
+  guard_weights();
 }
 
-void Trainer::stop_on_bad(int64_t step, const std::string& what) {
-  const std::string outcome = rescue();
+/// The step is done, and there is no copy of the state before it. So the state is saved once when a
+/// weight becomes unusually large, while no step can have made it bad yet.
+void Trainer::guard_weights() {
+  if (!first_weight_beyond(kUnusualNorm, model_)) return;
+  if (const auto bad = first_weight_beyond(kLargestNorm, model_))
+    stop_on_bad(state_.step, *bad, "that state is not saved; " + newest_checkpoint());
+  if (!std::exchange(has_unusual_weights_, true)) save();
+}
+
+void Trainer::stop_on_bad(int64_t step, const std::string& what, const std::string& outcome) {
   metrics_->write({{"event", "not_finite"}, {"step", step}, {"tensor", what}});
   PLX_FAIL("step ", step, ": ", what, " is NaN, infinite or beyond ", kLargestNorm, "; ", outcome);
 }
 
-/// Saves the state of the last finished step unless it is saved already. Returns what became of it,
-/// for the message of the error that ends the run.
+/// Saves the state of the last finished step unless it is saved already, and deletes no older one.
+/// Returns what became of it, for the message of the error that ends the run.
 std::string Trainer::rescue() {
   std::ostringstream text;
   text << "the state after step " << state_.step << " is ";
   try {
-    if (saved_step_ != state_.step) save();
+    write_checkpoint();
     text << "saved in " << summary_.checkpoint.string();
   } catch (const std::exception& error) {
-    text << "not saved (" << text_of(error) << "); "
-         << (summary_.checkpoint.empty()
-                 ? "there is no checkpoint yet"
-                 : "the newest checkpoint is " + summary_.checkpoint.string());
+    text << "not saved (" << text_of(error) << "); " << newest_checkpoint();
   }
   return text.str();
+}
+
+std::string Trainer::newest_checkpoint() const {
+  return summary_.checkpoint.empty() ? "there is no checkpoint yet"
+                                     : "the newest checkpoint is " + summary_.checkpoint.string();
 }
 
 void Trainer::log_step() {
@@ -303,9 +362,20 @@ void Trainer::evaluate_now() {
   progress_.note(text.str());
 }
 
-void Trainer::save() {
-  summary_.checkpoint = store_.save(model_, *optimizer_, state_, data_.tokenizer);
+void Trainer::write_checkpoint() {
+  if (saved_step_ == state_.step) return;
+  summary_.checkpoint = store_.save(model_, *optimizer_, state_, data_.tokenizer.get());
   saved_step_ = state_.step;
+}
+
+void Trainer::save() {
+  try {
+    write_checkpoint();
+  } catch (const std::exception& error) {
+    PLX_FAIL("the state after step ", state_.step, " is not saved: ", text_of(error), "; ",
+             newest_checkpoint());
+  }
+  store_.prune(state_.step, recipe_.checkpoint.keep_last);
 }
 
 nlohmann::json Trainer::start_line() const {

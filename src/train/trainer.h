@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "io/descriptor.h"
 #include "nn/decoder.h"
 #include "optim/param_groups.h"
 #include "optim/schedule.h"
@@ -34,8 +35,8 @@ struct RunOptions {
 
 struct RunSummary {
   TrainingState state;
-  int signal = 0;        ///< what interrupted the run, 0 if nothing
-  double last_loss = 0;  ///< of the last step, nats
+  int signal = 0;                   ///< what interrupted the run, 0 if nothing
+  std::optional<double> last_loss;  ///< of the last step, nats; none if this call made no step
   std::optional<EvaluationResult> evaluation;
   std::filesystem::path checkpoint;  ///< empty if this call had nothing to do and saved nothing
   int64_t peak_memory_bytes = 0;
@@ -43,36 +44,42 @@ struct RunSummary {
 
 class Trainer {
  public:
-  /// Builds or loads everything. Throws if the output folder holds another run, or the checkpoint
-  /// to resume was made with other settings (the message lists them).
+  /// Builds or loads everything. Throws if the output folder holds another run or is in use by one,
+  /// if its disk has no room for a checkpoint, or if the checkpoint to resume is damaged or was
+  /// made with other settings (the message lists them).
   Trainer(Recipe recipe, RunOptions options);
 
   /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
   /// NaN, infinite or beyond kLargestNorm is an Error naming the step and the first such tensor; so
   /// is data that cannot be read, and a failed evaluation. The state of the last finished step is
-  /// saved before it is thrown, unless that has a tensor which is not finite.
+  /// saved before it is thrown, and no older one deleted; only where that step itself made a weight
+  /// bad is it not saved, so that `latest` is always a state to go on from.
   RunSummary run();
 
   nn::Decoder& model() { return model_; }
   const Recipe& recipe() const { return recipe_; }
   const TrainingState& state() const { return state_; }
-  /// What resuming changes about the run, a sentence each.
+  /// What resuming changes about the run, and what has no effect on it, a sentence each.
   const std::vector<std::string>& warnings() const { return warnings_; }
   /// The model, the data and the optimizer's groups, a line each.
   std::vector<std::string> description() const;
 
  private:
-  void prepare_output();
+  bool prepare_output();
   void build_model(const std::optional<std::filesystem::path>& checkpoint);
   void resume_from(const std::filesystem::path& checkpoint);
+  void warn_of_no_effect();
   void step();
+  void guard_weights();
   void warn_of_reshaped_schedule(const nlohmann::json& saved_recipe);
-  [[noreturn]] void stop_on_bad(int64_t step, const std::string& what);
+  [[noreturn]] void stop_on_bad(int64_t step, const std::string& what, const std::string& outcome);
   std::string rescue();
+  std::string newest_checkpoint() const;
   template <typename Work>
   auto or_rescue(const std::string& where, Work&& work);
   void log_step();
   void evaluate_now();
+  void write_checkpoint();
   void save();
   nlohmann::json start_line() const;
 
@@ -86,12 +93,14 @@ class Trainer {
   std::unique_ptr<optim::Optimizer> optimizer_;
   optim::Schedule schedule_;
   CheckpointStore store_;
+  io::Descriptor lock_;  // of the output folder
   std::optional<MetricsFile> metrics_;
   Progress progress_;
   TrainingState state_;  // of the last finished step
   std::vector<std::string> warnings_;
   RunSummary summary_;
   std::optional<int64_t> saved_step_;  // of the newest checkpoint that this run knows
+  bool has_unusual_weights_ = false;
   StepResult last_step_;
   // Since the last line of metrics.
   struct Interval {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`plx train` as a program: signals, kills, full disks, bad recipes, numbers that blow up."""
 
+import ctypes
 import json
 import os
 import resource
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import build_path
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 RECIPE = """
 [model]
@@ -62,13 +64,14 @@ class Run:
             **options,
         )
 
-    def start(self, *arguments):
+    def start(self, *arguments, **options):
         return subprocess.Popen(
             self.command(*arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=ENVIRONMENT,
+            **options,
         )
 
     def lines(self, event):
@@ -172,6 +175,8 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(run):
     assert result.returncode == 1
     assert "model.safetensors" in result.stderr
     assert "too large" in result.stderr
+    newest = run.output / "step_00000002"
+    assert result.stderr.endswith(f"; the newest checkpoint is {newest}\n")
     assert [path.name for path in run.checkpoints()] == ["step_00000002"]
     after = load_file(run.output / "latest" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -180,21 +185,69 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(run):
     assert run.finish("--resume", "--stop-at", "4").returncode == 0
 
 
-def test_a_read_only_folder_is_reported(run):
+def obey_permissions():
+    """Root may write where the permission bits say no; without these capabilities it may not."""
+    if os.geteuid() == 0:
+        drop_capability, override, search = 24, 1, 2  # PR_CAPBSET_DROP, CAP_DAC_*
+        libc = ctypes.CDLL(None, use_errno=True)
+        for capability in (override, search):
+            if libc.prctl(drop_capability, capability, 0, 0, 0) != 0:
+                raise OSError(ctypes.get_errno(), "prctl")
+
+
+@pytest.fixture
+def bound_by_permissions():
+    try:
+        subprocess.run(["true"], check=True, preexec_fn=obey_permissions)
+    except subprocess.SubprocessError:
+        pytest.skip("root that may not drop CAP_DAC_OVERRIDE writes to read-only folders")
+
+
+@pytest.mark.usefixtures("bound_by_permissions")
+def test_a_read_only_folder_is_reported_at_the_start(run):
     run.output.parent.joinpath("locked").mkdir(mode=0o555)
     run.output = run.output.parent / "locked" / "output"
-
-    def drop_root():
-        if os.geteuid() == 0:
-            os.setuid(65534)
-
-    for folder in (run.recipe.parent, *run.recipe.parents[:3]):
-        if folder.stat().st_uid == os.geteuid():
-            folder.chmod(folder.stat().st_mode | 0o055)
-    result = run.finish("--stop-at", "2", preexec_fn=drop_root)
+    result = run.finish("--stop-at", "2", preexec_fn=obey_permissions)
     assert result.returncode == 1
     assert "locked/output" in result.stderr
     assert "Permission denied" in result.stderr
+
+
+@pytest.mark.usefixtures("bound_by_permissions")
+def test_a_folder_that_becomes_read_only_costs_the_steps_since_the_last_checkpoint(run):
+    assert run.finish("--stop-at", "2").returncode == 0
+    process = run.start("--resume", preexec_fn=obey_permissions)
+    run.wait_for_step(4, process)
+    run.output.chmod(0o555)
+    try:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        run.output.chmod(0o755)
+    assert process.returncode == 1
+    last_line = errors.splitlines()[-1]
+    assert last_line.startswith("plx: the state after step ")
+    assert "output/step_0000" in last_line
+    assert "Permission denied" in last_line
+    assert last_line.endswith("; the newest checkpoint is " + str(run.output / "step_00000002"))
+    assert [path.name for path in run.checkpoints()] == ["step_00000002"]
+    check_whole(run.output / "step_00000002")
+    assert run.finish("--resume", "--stop-at", "4").returncode == 0
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_refused_at_the_start(run):
+    run.output.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run.output]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("a small disk to try needs the right to mount one")
+    try:
+        result = run.finish()
+    finally:
+        subprocess.run(["umount", run.output], check=True)
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"plx: a checkpoint takes 1 MiB, and the disk of {run.output} has 0 MiB left\n"
+    )
 
 
 def test_numbers_that_blow_up_stop_the_run(run):
@@ -224,6 +277,40 @@ def test_a_setting_without_effect_is_a_warning(run):
     assert "data.path has no effect" in result.stderr
 
 
+def test_no_loss_is_reported_where_no_step_was_made(run):
+    done = run.finish("--steps", "2")
+    assert "loss of the last step" in done.stdout
+    again = run.finish("--steps", "2", "--resume")
+    assert again.returncode == 0
+    assert "loss of the last step" not in again.stdout
+    assert "validation loss" in again.stdout
+
+
+def test_a_second_run_in_the_folder_is_refused(run):
+    process = run.start()
+    run.wait_for_step(2, process)
+    for flag in ("--resume", "--overwrite"):
+        result = run.finish(flag)
+        assert result.returncode == 1
+        assert f"{run.output} is in use by another process" in result.stderr
+    process.kill()
+    process.communicate()
+    assert run.finish("--stop-at", "1").returncode == 1, "the killed run's metrics were lost"
+    assert run.finish("--overwrite", "--stop-at", "1").returncode == 0
+
+
+def test_going_on_does_not_need_the_weights_that_the_run_started_from(run, tmp_path):
+    assert run.finish("--stop-at", "1").returncode == 0
+    run.output.rename(tmp_path / "first")
+    start = RECIPE.index("[model]"), RECIPE.index("[data]")
+    model = f'[model]\ninit_from = "{tmp_path}/first/latest"\n'
+    run.recipe.write_text(RECIPE[: start[0]] + model + RECIPE[start[1] :])
+    assert run.finish("--stop-at", "1").returncode == 0
+    (tmp_path / "first").rename(tmp_path / "moved")
+    result = run.finish("--resume", "--stop-at", "2")
+    assert result.returncode == 0, result.stderr
+
+
 def test_resuming_another_recipe_says_what_differs(run):
     assert run.finish("--stop-at", "1").returncode == 0
     result = run.finish("--resume", "--set", "model.hidden_size=64", "--set", "data.seed=3")
@@ -243,6 +330,7 @@ def test_the_help_explains_and_bad_usage_is_told_apart(run):
         [program, "train", "--list-settings"], capture_output=True, text=True, check=True
     ).stdout
     assert "newton_schulz" in settings
+    assert "[recipe]" not in text  # it is not optional
     assert run.finish("--no-such-option").returncode == 2
     assert subprocess.run([program, "train"], capture_output=True).returncode == 2
 
@@ -282,6 +370,26 @@ def test_text_is_trained_on_and_the_tokenizer_travels(text_run):
     tokens = text_run.recipe.parent / "tokens"
     assert (latest / "tokenizer.json").read_text() == (tokens / "tokenizer.json").read_text()
     assert json.loads((latest / "config.json").read_text())["eos_token_id"] == 256
+
+
+def test_a_checkpoint_with_another_tokenizer_of_the_same_size_is_refused(text_run):
+    assert text_run.finish("--steps", "1").returncode == 0
+    latest, text = text_run.output / "latest", text_run.recipe
+    program = build_path("apps/plx/plx")
+    commands = ["generate", latest, "--prompt", "a"], ["eval", latest, "--data", text]
+    for command in commands:
+        subprocess.run([program, *command], check=True, capture_output=True)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=257, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([RECIPE], trainer)
+    assert tokenizer.get_vocab_size() == 257
+    tokenizer.save(str(latest / "tokenizer.json"))
+    for command in commands:
+        result = subprocess.run([program, *command], capture_output=True, text=True)
+        assert result.returncode == 1
+        assert "is not the one that the model was trained with" in result.stderr
 
 
 def test_resuming_with_other_text_is_refused(text_run, tmp_path):

@@ -3,29 +3,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/trainer.h"
 
-#include <fstream>
 #include <limits>
 #include <memory>
 
-#include "io/token_shards.h"
 #include "optim/state_file.h"
-#include "parallax/error.h"
-#include "text/tokenizer.h"
 #include "train/trainer_testing.h"
 
 namespace parallax::train {
 namespace {
-
-namespace fs = std::filesystem;
-
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "(accepted)";
-}
 
 struct ResumeCase {
   std::string name;
@@ -117,14 +102,15 @@ TEST_F(TrainerTest, AnInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
   reference.stop_at = 4;
   Trainer(recipe(), reference).run();
 
-  Trainer trainer(recipe(), options("run"));
+  auto trainer = std::make_unique<Trainer>(recipe(), options("run"));
   const std::string name = "model.layers.1.self_attn.r_proj.weight";
   int num_calls = 0;
-  trainer.model()->named_parameters().find(name)->register_hook([&](const torch::Tensor& gradient) {
-    if (++num_calls < 5) return gradient;
-    return gradient.clone().index_put_({0, 0}, std::numeric_limits<float>::infinity());
-  });
-  const std::string message = message_of([&] { trainer.run(); });
+  trainer->model()->named_parameters().find(name)->register_hook(
+      [&](const torch::Tensor& gradient) {
+        if (++num_calls < 5) return gradient;
+        return gradient.clone().index_put_({0, 0}, std::numeric_limits<float>::infinity());
+      });
+  const std::string message = message_of([&] { trainer->run(); });
   EXPECT_NE(message.find("step 5: the gradient of " + name + " is NaN, infinite or beyond"),
             std::string::npos)
       << message;
@@ -134,6 +120,7 @@ TEST_F(TrainerTest, AnInfiniteGradientStopsTheRunWithTheStateBeforeIt) {
                 file(std::string("reference/latest/") + file_name));
   EXPECT_EQ(metrics("run", "not_finite").at(0).at("step"), 5);
   // The fault gone, the run goes on where the good state was.
+  trainer.reset();  // lets go of the folder
   resume("run");
   train("whole");
   EXPECT_EQ(losses("run"), losses("whole"));
@@ -145,45 +132,28 @@ TEST_F(TrainerTest, WeightsThatAreNotFiniteAreNeverSaved) {
   Trainer(recipe(), first).run();
   RunOptions second = options("run");
   second.resume = true;
-  Trainer trainer(recipe(), second);
+  auto trainer = std::make_unique<Trainer>(recipe(), second);
   {
     torch::NoGradGuard no_grad;
-    trainer.model()
+    trainer->model()
         ->named_parameters()
         .find("model.norm.weight")
         ->fill_(std::numeric_limits<float>::quiet_NaN());
   }
-  const std::string message = message_of([&] { trainer.run(); });
+  const std::string message = message_of([&] { trainer->run(); });
   EXPECT_NE(message.find("step 3: the loss is NaN, infinite or beyond"), std::string::npos)
       << message;
   EXPECT_NE(message.find("step_00000002"), std::string::npos) << message;
+  trainer.reset();  // lets go of the folder
   resume("run");
-}
-
-/// Puts `value` into one weight while the gradient of step `step` is computed: a stand-in for an
-/// update that went wrong.
-void poison(Trainer& trainer, const std::string& name, int step, float value) {
-  const torch::Tensor weight = *trainer.model()->named_parameters().find(name);
-  const auto num_calls = std::make_shared<int>(0);
-  weight.register_hook([=, data = weight.detach()](const torch::Tensor& gradient) {
-    if (++*num_calls == step) data.flatten()[0].fill_(value);
-    return gradient;
-  });
-}
-
-optim::NamedTensors named_parameters(const nn::Decoder& model) {
-  optim::NamedTensors parameters;
-  for (const auto& entry : model->named_parameters())
-    parameters.emplace_back(entry.key(), entry.value());
-  return parameters;
 }
 
 constexpr const char* kPoisoned = "model.layers.1.mlp.down_proj.weight";
 
 TEST_F(TrainerTest, AWeightThatAStepMadeNaNIsNeverSaved) {
-  Trainer trainer(recipe({"checkpoint.every_steps=1"}), options("run"));
-  poison(trainer, kPoisoned, 5, std::numeric_limits<float>::quiet_NaN());
-  const std::string message = message_of([&] { trainer.run(); });
+  auto trainer = std::make_unique<Trainer>(recipe({"checkpoint.every_steps=1"}), options("run"));
+  poison(*trainer, kPoisoned, 5, std::numeric_limits<float>::quiet_NaN());
+  const std::string message = message_of([&] { trainer->run(); });
   EXPECT_NE(message.find(std::string("step 5: ") + kPoisoned + " is NaN, infinite or beyond"),
             std::string::npos)
       << message;
@@ -192,6 +162,7 @@ TEST_F(TrainerTest, AWeightThatAStepMadeNaNIsNeverSaved) {
   EXPECT_FALSE(fs::exists(folder_ / "run/step_00000005"));
   EXPECT_EQ(fs::read_symlink(folder_ / "run/latest"), "step_00000004");
   EXPECT_EQ(metrics("run", "not_finite").at(0).at("tensor"), kPoisoned);
+  trainer.reset();  // lets go of the folder
   resume("run");
   train("whole");
   EXPECT_EQ(losses("run"), losses("whole"));
@@ -205,22 +176,45 @@ TEST_F(TrainerTest, TheMessageIsTrueWhereNoCheckpointIsLeft) {
   EXPECT_FALSE(fs::exists(folder_ / "run/latest"));
 }
 
-TEST_F(TrainerTest, AWeightThatRunsAwayStopsTheRunWhileItsStateIsFinite) {
-  Trainer trainer(recipe(), options("run"));
-  poison(trainer, kPoisoned, 5, 1e16F);
-  const std::string message = message_of([&] { trainer.run(); });
+TEST_F(TrainerTest, AWeightThatRunsAwayIsNotSavedAndTheLastGoodStateGoesOn) {
+  auto trainer = std::make_unique<Trainer>(
+      recipe({"checkpoint.every_steps=1", "checkpoint.keep_last=1"}), options("run"));
+  poison(*trainer, kPoisoned, 5, 1e16F);
+  const std::string message = message_of([&] { trainer->run(); });
   EXPECT_EQ(message.find(std::string("step 5: ") + kPoisoned + " is NaN, infinite or beyond"), 0U)
       << message;
-  EXPECT_NE(message.find("the state after step 5 is saved in"), std::string::npos) << message;
-  int64_t num_tensors = 0;
-  for (const char* name : {"model.safetensors", "training/optimizer.safetensors"}) {
-    for (const auto& [key, tensor] : optim::load_tensors(folder_ / "run/latest" / name)) {
-      EXPECT_TRUE(tensor.isfinite().all().item<bool>()) << key;
-      ++num_tensors;
-    }
-  }
-  EXPECT_GT(num_tensors, 20);
-  EXPECT_NE(message_of([&] { resume("run"); }).find(std::string(kPoisoned)), std::string::npos);
+  EXPECT_NE(message.find("that state is not saved; the newest checkpoint is"), std::string::npos)
+      << message;
+  EXPECT_NE(message.find("step_00000004"), std::string::npos) << message;
+  trainer.reset();
+  EXPECT_EQ(fs::read_symlink(folder_ / "run/latest"), "step_00000004");
+  resume("run");
+  train("whole");
+  EXPECT_EQ(losses("run"), losses("whole"));
+}
+
+TEST_F(TrainerTest, AStateToGoOnFromIsSavedBeforeWeightsRunAway) {
+  // Each step multiplies the matrices by 1 - lr * weight_decay, about -1e6.
+  const std::vector<std::string> settings = {"optimizer.lr=1000", "optimizer.weight_decay=1000",
+                                             "optimizer.norm_lr_multiplier=0",
+                                             "optimizer.embedding_lr_multiplier=0"};
+  const std::string message = message_of([&] { train("run", settings); });
+  EXPECT_EQ(message.find("step 3: "), 0U) << message;
+  ASSERT_EQ(CheckpointStore(folder_ / "run").latest(), folder_ / "run/step_00000001");
+  EXPECT_EQ(message_of([&] { resume("run", settings); }).find("step 3: "), 0U);
+}
+
+TEST_F(TrainerTest, ARescueDeletesNothing) {
+  Trainer trainer(recipe({"checkpoint.every_steps=2", "checkpoint.keep_last=1"}), options("run"));
+  int num_calls = 0;
+  trainer.model()->named_parameters().find(kPoisoned)->register_hook(
+      [&](const torch::Tensor& gradient) {
+        return ++num_calls < 4 ? gradient : gradient * std::numeric_limits<float>::infinity();
+      });
+  const std::string message = message_of([&] { trainer.run(); });
+  EXPECT_EQ(message.find("step 4: "), 0U) << message;
+  EXPECT_TRUE(fs::exists(folder_ / "run/step_00000002"));
+  EXPECT_TRUE(fs::exists(folder_ / "run/step_00000003"));
 }
 
 TEST_F(TrainerTest, AGradientTooLargeForTheOptimizerStopsTheRunBeforeTheStep) {
@@ -258,7 +252,7 @@ TEST_F(TrainerTest, AStepFromTheLargestNumbersAllowedOverflowsNothing) {
           weight.fill_(0.99 * kLargestNorm * entry);
           weight.mutable_grad() = torch::full_like(weight, gradient_norm * entry);
         }
-        ASSERT_EQ(first_bad_weight(model), std::nullopt);
+        ASSERT_EQ(first_weight_beyond(kLargestNorm, model), std::nullopt);
         optimizer->step({});
         for (const auto& entry : model->named_parameters())
           EXPECT_TRUE(entry.value().isfinite().all().item<bool>()) << name << " " << entry.key();
@@ -279,29 +273,19 @@ TEST_F(TrainerTest, ACheckpointWithATensorThatIsNotFiniteIsRefused) {
   const std::string bad = "model.norm.weight.exp_avg_sq";
   state.at(bad) = torch::full_like(state.at(bad), std::numeric_limits<float>::infinity());
   optimizer->load_state(state);
-  const CheckpointStore store(folder_ / "run", 2);
-  const std::string message = message_of([&] { store.save(model, *optimizer, {}, ""); });
+  const CheckpointStore store(folder_ / "run");
+  const std::string message = message_of([&] { store.save(model, *optimizer, {}, nullptr); });
   EXPECT_NE(message.find(bad + " is NaN or infinite"), std::string::npos) << message;
   EXPECT_EQ(store.latest(), std::nullopt);
 }
 
 TEST_F(TrainerTest, ABatchThatCannotBeReadStopsTheRunWithTheStateBeforeIt) {
-  const fs::path tokens = folder_ / "tokens";
-  const auto tokenizer = text::make_byte_tokenizer();
-  io::TokenDatasetWriter writer(tokens, {.vocab_size = 257,
-                                         .eos_id = 256,
-                                         .tokenizer_json = tokenizer->serialized(),
-                                         .tokenizer_fingerprint = tokenizer->fingerprint()});
-  writer.append(io::Split::kTrain, std::vector<int32_t>(16 * 100, 65), 16 * 100);
-  writer.commit();
-  {
-    std::fstream shard(tokens / "train-00000.bin", std::ios::in | std::ios::out | std::ios::binary);
-    shard.seekp(24 + 2 * 800);  // header, 2 bytes per token
-    shard.write("\xFF\xFF", 2);
-  }
-  const std::vector<std::string> settings = {"data.kind=shards", "data.path=" + tokens.string(),
-                                             "model.vocab_size=257", "train.steps=25"};
-  const std::string message = message_of([&] { train("run", settings); });
+  const fs::path tokens = write_tokens("tokens");
+  auto settings = settings_for(tokens);
+  settings.emplace_back("train.steps=25");
+  Trainer trainer(recipe(settings), options("run"));
+  damage_token(tokens / "train-00000.bin", 800);  // after the data was checked
+  const std::string message = message_of([&] { trainer.run(); });
   EXPECT_NE(message.find("token id 65535"), std::string::npos) << message;
   const int64_t num_done = static_cast<int64_t>(losses("run").size());
   ASSERT_GE(num_done, 1) << "choose another place for the bad token";
@@ -388,26 +372,11 @@ TEST_F(TrainerTest, ASaveThatFailsLeavesTheLastCheckpointWhole) {
   second.stop_at = 3;
   const std::string message =
       message_of([&] { Trainer(recipe({"checkpoint.every_steps=1"}), second).run(); });
+  EXPECT_NE(message.find("the state after step 3 is not saved: "), std::string::npos) << message;
+  EXPECT_NE(message.find("the newest checkpoint is"), std::string::npos) << message;
   EXPECT_NE(message.find("step_00000003"), std::string::npos) << message;
   fs::remove(folder_ / "run/step_00000003");
   EXPECT_EQ(resume("run").state.step, 20);
-}
-
-TEST_F(TrainerTest, RefusesADamagedCheckpoint) {
-  RunOptions first = options("run");
-  first.stop_at = 2;
-  Trainer(recipe(), first).run();
-  const fs::path training = folder_ / "run/latest/training";
-  auto state = optim::load_tensors(training / "optimizer.safetensors");
-  const std::string missing = state.begin()->first;
-  state.erase(state.begin());
-  optim::save_tensors(training / "optimizer.safetensors", state);
-  EXPECT_NE(message_of([&] { resume("run"); }).find("'" + missing + "' is missing"),
-            std::string::npos);
-  io::write_file(training / "state.json", "{\"format_version\": 1}");
-  EXPECT_NE(message_of([&] { resume("run"); }).find("state.json"), std::string::npos);
-  io::write_file(training / "state.json", "nonsense");
-  EXPECT_NE(message_of([&] { resume("run"); }).find("state.json"), std::string::npos);
 }
 
 TEST_F(TrainerTest, StartsFromACheckpointsWeights) {
@@ -422,6 +391,21 @@ TEST_F(TrainerTest, StartsFromACheckpointsWeights) {
     EXPECT_TRUE(torch::equal(entry.value(), saved.at(entry.key()))) << entry.key();
   EXPECT_NE(message_of([&] { recipe({"model.hidden_size=64"}); }).find("init_from"),
             std::string::npos);
+}
+
+TEST_F(TrainerTest, GoesOnWithoutTheWeightsItStartedFrom) {
+  train("first", {"train.steps=3"});
+  io::write_file(folder_ / "recipe.toml",
+                 "[model]\ninit_from = \"" + (folder_ / "first/latest").string() +
+                     "\"\n[data]\nkind = \"in_context_recall\"\ncontext_length = 16\n[train]\n"
+                     "steps = 4\ndevice = \"cpu\"\n");
+  train_until(2, "second");
+  fs::rename(folder_ / "first", folder_ / "moved");
+  RunOptions resumed = options("second");
+  resumed.resume = true;
+  const Recipe recipe =
+      load_recipe(folder_ / "recipe.toml", {}, CheckpointStore(folder_ / "second").latest());
+  EXPECT_EQ(Trainer(recipe, resumed).run().state.step, 4);
 }
 
 }  // namespace

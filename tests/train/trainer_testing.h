@@ -6,15 +6,23 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "io/atomic_file.h"
+#include "io/token_shards.h"
+#include "parallax/error.h"
+#include "text/tokenizer.h"
 #include "train/trainer.h"
 
 namespace parallax::train {
+
+namespace fs = std::filesystem;
 
 inline constexpr const char* kTinyRecipe = R"(
 [model]
@@ -42,6 +50,33 @@ device = "cpu"
 num_sequences = 8
 )";
 
+inline std::string message_of(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "(accepted)";
+}
+
+inline optim::NamedTensors named_parameters(const nn::Decoder& model) {
+  optim::NamedTensors parameters;
+  for (const auto& entry : model->named_parameters())
+    parameters.emplace_back(entry.key(), entry.value());
+  return parameters;
+}
+
+/// Puts `value` into one weight while the gradient of step `step` is computed: a stand-in for an
+/// update that went wrong.
+inline void poison(Trainer& trainer, const std::string& name, int step, float value) {
+  const torch::Tensor weight = *trainer.model()->named_parameters().find(name);
+  const auto num_calls = std::make_shared<int>(0);
+  weight.register_hook([=, data = weight.detach()](const torch::Tensor& gradient) {
+    if (++*num_calls == step) data.flatten()[0].fill_(value);
+    return gradient;
+  });
+}
+
 class TrainerTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -59,6 +94,14 @@ class TrainerTest : public ::testing::Test {
 
   RunOptions options(const std::string& output) const {
     return {.output = folder_ / output, .show_progress = false};
+  }
+
+  /// A run that is stopped after a step of the recipe's.
+  RunSummary train_until(int64_t step, const std::string& output,
+                         const std::vector<std::string>& settings = {}) const {
+    RunOptions part = options(output);
+    part.stop_at = step;
+    return Trainer(recipe(settings), part).run();
   }
 
   RunSummary train(const std::string& output, const std::vector<std::string>& settings = {}) const {
@@ -89,9 +132,37 @@ class TrainerTest : public ::testing::Test {
     return values;
   }
 
+  /// A token folder of the byte tokenizer; the vocabulary is 257.
+  fs::path write_tokens(const std::string& name, int64_t num_validation_tokens = 0) const {
+    const auto tokenizer = text::make_byte_tokenizer();
+    io::TokenDatasetWriter writer(folder_ / name,
+                                  {.vocab_size = 257,
+                                   .eos_id = 256,
+                                   .tokenizer_json = tokenizer->serialized(),
+                                   .tokenizer_fingerprint = tokenizer->fingerprint()});
+    writer.append(io::Split::kTrain, std::vector<int32_t>(16 * 100, 65), 16 * 100);
+    if (num_validation_tokens > 0)
+      writer.append(io::Split::kValidation,
+                    std::vector<int32_t>(static_cast<size_t>(num_validation_tokens), 66),
+                    num_validation_tokens);
+    writer.commit();
+    return folder_ / name;
+  }
+
+  std::vector<std::string> settings_for(const fs::path& tokens) const {
+    return {"data.kind=shards", "data.path=" + tokens.string(), "model.vocab_size=257"};
+  }
+
+  /// Overwrites a token of a shard with one that no vocabulary has.
+  static void damage_token(const fs::path& shard, int64_t token_idx) {
+    std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(24 + 2 * token_idx);  // header, 2 bytes per token
+    file.write("\xFF\xFF", 2);
+  }
+
   std::string file(const std::string& path) const { return io::read_file(folder_ / path); }
 
-  std::filesystem::path folder_;
+  fs::path folder_;
 };
 
 }  // namespace parallax::train
