@@ -112,7 +112,8 @@ def test_output_that_is_lost_is_an_error(arguments):
         command = [str(build_path("apps/plx/plx")), *arguments]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "plx: cannot write to standard output: No space left on device\n"
+    assert done.stderr.startswith("plx: cannot write to standard output: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_size_beyond_the_memory_is_one_line(tmp_path):
@@ -124,13 +125,14 @@ def test_a_size_beyond_the_memory_is_one_line(tmp_path):
 
 
 def test_memory_that_runs_out_is_one_line(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 400_000_000 + '"}\n')
+    with open(tmp_path / "prompt", "wb") as file:
+        file.truncate(1 << 34)  # takes no room on the disk
 
     def limit_memory():
-        resource.setrlimit(resource.RLIMIT_AS, (1_200_000_000, 1_200_000_000))
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33))
 
     done = subprocess.run(
-        [build_path("apps/plx/plx"), "prepare", "-o", tmp_path / "out", tmp_path / "a.jsonl"],
+        [build_path("apps/plx/plx"), "generate", tmp_path, "--prompt-file", tmp_path / "prompt"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
