@@ -76,8 +76,13 @@ std::unique_ptr<Backend> make_backend(const InstructionSet& set) {
   return std::make_unique<CpuBackend>(set);
 }
 
+const InstructionSet& instruction_set() {
+  static const InstructionSet set = choose(usable_instruction_sets());
+  return set;
+}
+
 const Backend& backend() {
-  static const CpuBackend instance(choose(usable_instruction_sets()));
+  static const CpuBackend instance(instruction_set());
   return instance;
 }
 

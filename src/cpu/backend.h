@@ -16,6 +16,9 @@ namespace parallax::cpu {
 /// of the first three differ between instruction sets.
 const Backend& backend();
 
+/// The set that backend() runs on.
+const InstructionSet& instruction_set();
+
 /// The same on one instruction set: for tests.
 std::unique_ptr<Backend> make_backend(const InstructionSet& set);
 

@@ -11,6 +11,7 @@
 #include <optional>
 #include <tuple>
 
+#include "cpu/backend.h"
 #include "torch/tensor_view.h"
 
 namespace parallax::torch_ops {
@@ -20,10 +21,7 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-const cpu::Kernels& best_kernels() {
-  static const cpu::Kernels& kernels = *cpu::usable_kernels().entries[0];
-  return kernels;
-}
+const cpu::Kernels& best_kernels() { return *cpu::instruction_set().floats; }
 
 Tensor new_like(const Tensor& tensor) { return torch::stable::new_empty(tensor, tensor.sizes()); }
 

@@ -14,6 +14,7 @@
 
 #include "core/thread_pool.h"
 #include "parallax/parallel.h"
+#include "support/cpu_backends.h"
 #include "support/attention_case.h"
 #include "support/host_tensor.h"
 #include "support/tolerance.h"
@@ -27,8 +28,9 @@ using Values = std::vector<double>;
 constexpr double kEps = 1e-6;
 
 std::vector<const cpu::Kernels*> all_kernels() {
-  const cpu::KernelList list = cpu::usable_kernels();
-  return {list.entries, list.entries + list.count};
+  std::vector<const cpu::Kernels*> kernels;
+  for (const cpu::InstructionSet& set : instruction_sets()) kernels.push_back(set.floats);
+  return kernels;
 }
 
 int64_t count_of(const Sizes& sizes) {

@@ -38,6 +38,11 @@ void exponential_array(const float* x, float* y, int64_t count) {
   for (int64_t i = 0; i < count; ++i) y[i] = exponential<4>(splat<4>(x[i]))[0];
 }
 
+constexpr RowKernels kRowKernels = {.norm_rope = norm_rope,
+                                    .norm_rope_backward = norm_rope_backward,
+                                    .swiglu = swiglu,
+                                    .swiglu_backward = swiglu_backward};
+
 constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
           .wide_rows = kWideRows,
@@ -51,10 +56,7 @@ constexpr Kernels make_kernels(const char* isa) {
           .finish = finish,
           .backward_query = backward_query_tile,
           .backward_key = backward_key_tile,
-          .rows = {.norm_rope = norm_rope,
-                   .norm_rope_backward = norm_rope_backward,
-                   .swiglu = swiglu,
-                   .swiglu_backward = swiglu_backward},
+          .rows = kRowKernels,
           .exponential = exponential_array};
 }
 

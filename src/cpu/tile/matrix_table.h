@@ -45,6 +45,7 @@ constexpr Kernels make_matrix_kernels(const char* isa) {
           .finish = matrix_finish,
           .backward_query = matrix_backward_query_tile,
           .backward_key = matrix_backward_key_tile,
+          .rows = kRowKernels,
           .exponential = exponential_array};
 }
 

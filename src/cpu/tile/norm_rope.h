@@ -31,7 +31,7 @@ PLX_INLINE float dot(const float* a, const float* b, int width) {
     for (int i = 0; i < 4; ++i)
       sums[i] += load<F>(a + d + i * kVectorFloats) * load<F>(b + d + i * kVectorFloats);
   for (; d < width; d += kVectorFloats) sums[0] += load<F>(a + d) * load<F>(b + d);
-  return horizontal_sum<kVectorFloats>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+  return sum_of_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 PLX_INLINE float inverse_rms(const float* x, const Grid& grid, float eps, int width) {
@@ -101,7 +101,7 @@ PLX_INLINE void norm_backward_row(float* dx, float* d_gain, const float* x, cons
   for (; d < width; d += kVectorFloats)
     sums[0] += load<F>(g + d) * load<F>(gain + d) * load<F>(x + d);
   const float mean =
-      horizontal_sum<kVectorFloats>(sums[0] + sums[1]) * scale / static_cast<float>(grid.dim);
+      sum_of_lanes(sums[0] + sums[1]) * scale / static_cast<float>(grid.dim);
   for (d = 0; d < width; d += kVectorFloats) {
     const F n = load<F>(x + d) * scale;
     const F gradient = load<F>(g + d);
