@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 
-#include "support/attention_case.h"
+#include "support/decode_case.h"
+#include "support/tolerance.h"
 
 namespace parallax::testing {
 namespace {
@@ -72,6 +74,57 @@ TEST(LongSums, OverQueriesInDkKeepTermsSmallerThanTheirRounding) {
     const ForwardValues saved = values_of(run_forward(*backend, inputs));
     EXPECT_NEAR(run_backward(*backend, inputs, saved).dk.get(4), kSum, kAllowed) << label;
   }
+}
+
+/// Makes t exact in float32 whatever the order of its sum, with deviations of about 1.4: k is in
+/// multiples of 1/8, r of 1/32. Coordinate 0 of k is 1 and of r is 0, where a test puts the shift.
+void make_scores_exact(PackedProblem& problem) {
+  for (double& value : problem.k) value = std::round(value * 8.0) / 8.0;
+  for (double& value : problem.r) value = std::round(value * 8.0) / 32.0;
+  const auto D = static_cast<size_t>(problem.head_dim);
+  for (size_t idx = 0; idx < problem.k.size(); idx += D) problem.k[idx] = 1.0;
+  for (size_t idx = 0; idx < problem.r.size(); idx += D) problem.r[idx] = 0.0;
+}
+
+/// A row constant in t does not change the output, and costs no accuracy: the shifted call is as
+/// close to the truth as the plain loop is on the call without shift. Sums that are not centred
+/// have terms 35 times as large there, and their error too.
+void expect_no_cost(const PackedProblem& unshifted,
+                    const std::function<ForwardTensors(const Backend&)>& run) {
+  const ForwardValues truth = true_forward(unshifted);
+  expect_right([&](int num_orders) {
+    const ForwardErrors plain = plain_errors(unshifted, truth, DType::kFloat32, num_orders);
+    std::vector<Verdict> verdicts;
+    for (const auto& [label, backend] : tested_backends()) {
+      const std::vector<double> out = run(*backend).out.values();
+      verdicts.push_back(judge({"out", DType::kFloat32, out, truth.out, plain.out}));
+      verdicts.back().message.insert(0, label + ": ");
+    }
+    return verdicts;
+  });
+}
+
+TEST(Centring, AMeanOf50InTheCovarianceScoreCostsTheForwardNoAccuracy) {
+  for (const int64_t num_queries : {3, 150}) {  // both row tiles
+    SCOPED_TRACE("PLX_TEST_SEED=" + std::to_string(test_seed()));
+    AttentionInputs inputs({.Tq = num_queries, .Tk = 150, .Hq = 2, .D = 32}, test_seed());
+    make_scores_exact(inputs.problem);
+    fill(inputs.k, inputs.problem.k);
+    fill(inputs.r, inputs.problem.r);
+    for (int64_t idx = 0; idx < inputs.r.num_elements(); idx += 32) inputs.r.set(idx, 50.0);
+    expect_no_cost(inputs.problem, [&](const Backend& b) { return run_forward(b, inputs); });
+  }
+}
+
+/// Long enough to be split: the parts have centres of their own.
+TEST(Centring, AMeanOf50InTheCovarianceScoreCostsDecodeNoAccuracy) {
+  SCOPED_TRACE("PLX_TEST_SEED=" + std::to_string(test_seed()));
+  DecodeInputs inputs({.sequences = {{2, 1500}}, .Hq = 2, .D = 32}, test_seed());
+  make_scores_exact(inputs.problem);
+  fill(inputs.k_cache, inputs.problem.k);
+  fill(inputs.r, inputs.problem.r);
+  for (int64_t idx = 0; idx < inputs.r.num_elements(); idx += 32) inputs.r.set(idx, 50.0);
+  expect_no_cost(inputs.problem, [&](const Backend& b) { return run_decode(b, inputs); });
 }
 
 }  // namespace

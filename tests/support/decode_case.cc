@@ -41,8 +41,14 @@ bool DecodeCase::ragged() const {
 }
 
 std::string DecodeCase::name() const {
-  AttentionCase same{
-      .Hq = Hq, .Hkv = Hkv, .D = D, .dtype = dtype, .window = window, .layout = layout};
+  AttentionCase same{.Hq = Hq,
+                     .Hkv = Hkv,
+                     .D = D,
+                     .dtype = dtype,
+                     .window = window,
+                     .softmax_scale = softmax_scale,
+                     .regime = regime,
+                     .layout = layout};
   std::ostringstream text;
   text << "decode";
   for (const auto& [num_queries, length, start] : sequences) {
@@ -58,16 +64,21 @@ std::string DecodeCase::name() const {
 DecodeInputs::DecodeInputs(const DecodeCase& decode_case, uint64_t seed)
     : description(decode_case) {
   const DecodeCase& c = description;
-  problem = {.num_heads_q = c.Hq,
-             .num_heads_kv = c.Hkv,
-             .head_dim = c.D,
-             .options = {.mask = Mask::kCausal, .window = c.window}};
+  problem = {
+      .num_heads_q = c.Hq,
+      .num_heads_kv = c.Hkv,
+      .head_dim = c.D,
+      .options = {.softmax_scale = c.softmax_scale, .mask = Mask::kCausal, .window = c.window}};
   for (const auto& [num_queries, length, start] : c.sequences)
     problem.sequences.push_back({num_queries, length - start});
   std::mt19937_64 random(seed);
   const int64_t q_count = problem.total_queries() * c.Hq * c.D;
   problem.q = normal_values(q_count, random);
   problem.r = normal_values(q_count, random);
+  const int64_t k_count = problem.total_keys() * c.Hkv * c.D;
+  problem.k = normal_values(k_count, random);
+  problem.v = normal_values(k_count, random);
+  apply_regime(c.regime, problem);
   q = HostTensor::of(c.dtype, query_sizes(*this), problem.q, c.layout);
   r = HostTensor::of(c.dtype, query_sizes(*this), problem.r, c.layout);
   problem.q = q.values();
@@ -84,8 +95,9 @@ DecodeInputs::DecodeInputs(const DecodeCase& decode_case, uint64_t seed)
   place_caches(random);
 }
 
-/// Random keys and values at their places; pages in random order, with spare pages and unused table
-/// entries at -1. Everything else stays NaN.
+/// The problem's keys and values at their places; pages in random order, with spare pages and
+/// unused table entries at -1. Everything else stays NaN. The problem keeps what the caches could
+/// store.
 void DecodeInputs::place_caches(std::mt19937_64& random) {
   const DecodeCase& c = description;
   const auto batch = static_cast<int64_t>(c.sequences.size());
@@ -101,6 +113,7 @@ void DecodeInputs::place_caches(std::mt19937_64& random) {
   std::shuffle(free_pages.begin(), free_pages.end(), random);
   std::vector<int32_t> table(static_cast<size_t>(batch * max_pages), -1);
   const int64_t row_floats = c.Hkv * c.D;
+  size_t source = 0;
   for (int64_t b = 0; b < batch; ++b) {
     const CachedSequence& sequence = c.sequences[static_cast<size_t>(b)];
     for (int64_t j = 0; c.page_size > 0 && j < sequence.length; j += c.page_size) {
@@ -114,13 +127,11 @@ void DecodeInputs::place_caches(std::mt19937_64& random) {
         slot = j % c.page_size;
       }
       const int64_t first = (block * slots + slot) * row_floats;
-      for (const auto& [cache, values] :
-           {std::pair{&k_cache, &problem.k}, std::pair{&v_cache, &problem.v}}) {
-        const std::vector<double> row = normal_values(row_floats, random);
-        for (int64_t idx = 0; idx < row_floats; ++idx) {
-          cache->set(first + idx, row[static_cast<size_t>(idx)]);
-          values->push_back(cache->get(first + idx));
-        }
+      for (int64_t idx = first; idx < first + row_floats; ++idx, ++source) {
+        k_cache.set(idx, problem.k[source]);
+        v_cache.set(idx, problem.v[source]);
+        problem.k[source] = k_cache.get(idx);
+        problem.v[source] = v_cache.get(idx);
       }
     }
   }

@@ -25,6 +25,8 @@ struct DecodeCase {
   DType dtype = DType::kFloat32;
   int64_t page_size = 0;  // 0: contiguous
   std::optional<int64_t> window{};
+  std::optional<float> softmax_scale{};
+  Regime regime = Regime::kNormal;
   Layout layout = Layout::kContiguous;
 
   /// Whether q is packed: the sequences differ in their number of query tokens.
