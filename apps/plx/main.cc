@@ -78,12 +78,11 @@ std::string text_of(const std::exception& error) {
            std::to_string(usage.ru_maxrss / 1024) + " MiB";
   }
   const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
-  const std::string text =
-      from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
-  if (from_torch == nullptr) return text;
+  if (from_torch == nullptr) return error.what();
+  const std::string text = from_torch->what_without_backtrace();
   const std::string line = text.substr(0, text.find('\n'));
-  const bool is_memory = line.find("can't allocate memory") != std::string::npos;
-  return (is_memory ? "out of memory: " : "") + line;
+  const size_t refused = line.find("you tried to allocate ");
+  return refused == std::string::npos ? line : "out of memory: " + line.substr(refused);
 }
 
 /// Whether all that was printed has arrived; if not, it says why on stderr.
