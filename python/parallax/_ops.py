@@ -37,32 +37,11 @@ _ops = torch.ops.parallax
 
 # ---- fake kernels -----------------------------------------------------------------------------
 
-for _name in ("attention_forward", "attention_backward", "decode", "merge_states"):
+for _name in (
+    *("attention_forward", "attention_backward", "decode", "merge_states"),
+    *("norm_rope", "norm_rope_backward", "swiglu", "swiglu_backward"),
+):
     torch.library.register_fake(f"parallax::{_name}", getattr(_fake, _name))
-
-
-@torch.library.register_fake("parallax::norm_rope")
-def _(x, gain, cos, sin, eps, dtype):
-    _check_devices(x, gain, cos, sin)
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-@torch.library.register_fake("parallax::norm_rope_backward")
-def _(dy, x, gain, cos, sin, eps):
-    _check_devices(dy, x, gain, cos, sin)
-    return x.new_empty(x.shape), x.new_empty(0) if gain is None else gain.new_empty(gain.shape)
-
-
-@torch.library.register_fake("parallax::swiglu")
-def _(gate, up):
-    _check_devices(gate, up)
-    return gate.new_empty(gate.shape)
-
-
-@torch.library.register_fake("parallax::swiglu_backward")
-def _(dy, gate, up):
-    _check_devices(dy, gate, up)
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)
 
 
 # ---- autograd ---------------------------------------------------------------------------------

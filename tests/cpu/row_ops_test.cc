@@ -14,8 +14,8 @@
 
 #include "core/thread_pool.h"
 #include "parallax/parallel.h"
-#include "support/cpu_backends.h"
 #include "support/attention_case.h"
+#include "support/cpu_backends.h"
 #include "support/host_tensor.h"
 #include "support/tolerance.h"
 

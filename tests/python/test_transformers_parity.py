@@ -70,9 +70,11 @@ def our_logits(folder, tokens, prefill):
 
 
 def assert_same_logits(model, folder, num_tokens=70):
-    """Short texts: 1e-5 from transformers in float32. Any length: as near to transformers in float64
-    as its float32 is, by the rule of docs/testing.md, twice its error and two units in the last
-    place of the largest logit (at 511 tokens that error alone is up to 1.1e-5).
+    """Short texts: 1e-5 from transformers in float32.
+
+    Any length: as near to transformers in float64 as its float32 is, by the rule of
+    docs/testing.md, twice its error and two units in the last place of the largest logit (at 511
+    tokens that error alone is up to 1.1e-5).
     """
     tokens = torch.randint(model.config.vocab_size, (3, num_tokens))
     with torch.no_grad():

@@ -47,6 +47,7 @@ MANY_ARGUMENTS = {
     "python/parallax/_fake.py:attention_forward": OP_SCHEMA,
     "python/parallax/_fake.py:attention_backward": OP_SCHEMA,
     "python/parallax/_fake.py:decode": OP_SCHEMA,
+    "src/cpu/tile/norm_rope.h:norm_backward_row": "inlined; the numbers of one row and its sizes",
     "src/cpu/tile/rows.h:load_rows": "inlined; a struct for four sizes would be its only use",
 }
 

@@ -254,7 +254,7 @@ static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile,
         add_transposed_product<kKeyTile>(sums, row_panel, padded, weights, head_dim, rows.num_rows);
         return;
       }
-      add_visible_product<kKeyTile>(sums, {row_panel, padded}, weights, head_dim, rows.num_rows,
+      add_visible_product<kKeyTile>(sums, {row_panel, padded}, weights, {head_dim, rows.num_rows},
                                     spare,
                                     [&](int64_t row, int key) { return visible[row].holds(key); });
     };

@@ -1,9 +1,9 @@
-// Forward for a tile of at most four rows of one token, as in decoding: the head dimension is in the
-// lanes, so that every key and value is loaded and converted once for all rows and no lane idles.
-// (The wide tiles keep rows in the lanes: fewer than eight of them would leave most lanes empty, 4
-// to 8 times the instructions, and decoding no longer waits for memory.)
-// Blocks of up to kFewKeys keys: scores with a horizontal sum per key and row, the softmax with keys
-// in the lanes, then the value sums with their accumulators in registers.
+// Forward for a tile of at most four rows of one token, as in decoding: the head dimension is in
+// the lanes, so that every key and value is loaded and converted once for all rows and no lane
+// idles. (The wide tiles keep rows in the lanes: fewer than eight of them would leave most lanes
+// empty, 4 to 8 times the instructions, and decoding no longer waits for memory.)
+// Blocks of up to kFewKeys keys: scores with a horizontal sum per key and row, the softmax with
+// keys in the lanes, then the value sums with their accumulators in registers.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -43,7 +43,7 @@ struct ScoreTile {
     const auto visible = [this](int64_t key, int lane) {
       return begin[lane % kRows] <= key && key < end[lane % kRows];
     };
-    add_visible_product<2 * kRows>(sums, rows, scores, head_dim, num_keys, spare, visible);
+    add_visible_product<2 * kRows>(sums, rows, scores, {head_dim, num_keys}, spare, visible);
   }
 };
 

@@ -218,7 +218,7 @@ static void add_key_gradient(const KeyGradient& gradient, const PackedRows& rows
                visible_lanes(inputs, keys, first_row + row).holds(column * kGroupRows + key);
       };
       add_visible_block(rows, step.first_block + block, {left + offset, right + offset, 0},
-                        {target, target + kGroupRows, kKeyTile}, padded, spare, visible);
+                        {target, target + kGroupRows, kKeyTile}, {spare, padded}, visible);
     }
   }
 }

@@ -131,23 +131,29 @@ PLX_INLINE bool all_rows_finite(const PackedRows& rows, int64_t first_block, int
   return bad == 0;
 }
 
+/// Work space for one packed block.
+struct SpareBlock {
+  uint16_t* numbers;
+  int padded;
+};
+
 /// The rows of one packed block times one tile of factors each for the left and the right columns,
 /// with nothing added for hidden pairs, whose factors are 0, even where a row is not finite: such
 /// rows stay out of the product and are added column by column to those that see them.
-/// `visible(row, column)`, rows of the block, columns 0 .. 32. `sums` begins at d = 0; `spare` holds
-/// a block.
+/// `visible(row, column)`, rows of the block, columns 0 .. 32. `sums` begins at d = 0.
 template <typename Visible>
 static void add_visible_block(const PackedRows& rows, int64_t block, const TilePairs& factors,
-                              const SumBlock& sums, int padded, uint16_t* spare,
+                              const SumBlock& sums, const SpareBlock& spare,
                               const Visible& visible) {
+  const int padded = spare.padded;
   const uint16_t* const packed = rows.transposed + block * kPackedRows * padded;
   const uint32_t bad = rows.not_finite[block];
   for (int idx = 0; bad != 0 && idx < kPackedRows * padded; ++idx)
-    spare[idx] = (bad >> idx % kPackedRows & 1) != 0 ? uint16_t{0} : packed[idx];
+    spare.numbers[idx] = (bad >> idx % kPackedRows & 1) != 0 ? uint16_t{0} : packed[idx];
   for (int d = 0; d < padded; d += kPackedRows)
     tile_block_product<Sums::kAdd>(
         {sums.left + d * sums.stride, sums.right + d * sums.stride, sums.stride},
-        transposed_tiles(bad != 0 ? spare : packed, 0, d, padded), factors, 1);
+        transposed_tiles(bad != 0 ? spare.numbers : packed, 0, d, padded), factors, 1);
   for (int row = 0; row < kPackedRows; ++row) {
     if ((bad >> row & 1) == 0) continue;
     for (int column = 0; column < 2 * kGroupRows; ++column) {
@@ -174,14 +180,15 @@ static void matrix_add_visible(const PackedRows& keys, const KeyStep& step,
   }
   for (int64_t block = 0; block < step.num_blocks; ++block) {
     const int64_t offset = block * kTileElements;
-    add_visible_block(
-        keys, step.first_block + block, {scratch.left + offset, scratch.right + offset, 0},
-        {sums, sums + kGroupRows, 2 * kGroupRows}, padded, scratch.spare, [&](int row, int column) {
-          const int64_t key = block * kPackedRows + row;
-          const int lane = column % kGroupRows;
-          return key < step.num_keys &&
-                 (!tile.masked || (tile.begin[lane] <= key && key < tile.end[lane]));
-        });
+    add_visible_block(keys, step.first_block + block,
+                      {scratch.left + offset, scratch.right + offset, 0},
+                      {sums, sums + kGroupRows, 2 * kGroupRows}, {scratch.spare, padded},
+                      [&](int row, int column) {
+                        const int64_t key = block * kPackedRows + row;
+                        const int lane = column % kGroupRows;
+                        return key < step.num_keys &&
+                               (!tile.masked || (tile.begin[lane] <= key && key < tile.end[lane]));
+                      });
   }
 }
 

@@ -100,8 +100,7 @@ PLX_INLINE void norm_backward_row(float* dx, float* d_gain, const float* x, cons
     }
   for (; d < width; d += kVectorFloats)
     sums[0] += load<F>(g + d) * load<F>(gain + d) * load<F>(x + d);
-  const float mean =
-      sum_of_lanes(sums[0] + sums[1]) * scale / static_cast<float>(grid.dim);
+  const float mean = sum_of_lanes(sums[0] + sums[1]) * scale / static_cast<float>(grid.dim);
   for (d = 0; d < width; d += kVectorFloats) {
     const F n = load<F>(x + d) * scale;
     const F gradient = load<F>(g + d);

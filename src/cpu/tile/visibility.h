@@ -45,8 +45,9 @@ PLX_INLINE LaneRange visible_lanes(const TileInputs& inputs, const KeyTile& tile
           .end = place_in_tile(band_end(inputs.band, token), tile.first_key)};
 }
 
-/// The keys that each row of a tile sees, none before the tile's first. Rows beyond the tile's last see everything: their q and r
-/// are zero, so nothing they produce is infinite, and they never force masking.
+/// The keys that each row of a tile sees, none before the tile's first. Rows beyond the tile's last
+/// see everything: their q and r are zero, so nothing they produce is infinite, and they never
+/// force masking.
 template <int kRows>
 struct RowLimits {
   int64_t begin[kRows], end[kRows];
@@ -98,12 +99,18 @@ static bool all_finite(const float* row, int count) {
   return !tail_bad && !any<kVectorFloats>(bad);
 }
 
+struct ProductSize {
+  int rows;
+  int64_t depth;
+};
+
 /// c[m][lane] += sum_k a[k][m] b[k][lane] over the pairs for which visible(k, lane); b is 0 for the
 /// others. `spare` holds depth * rows floats. The rows of `a` that are not finite, if any, are left
 /// out of the matrix product and added lane by lane, so that nobody else's bits depend on them.
 template <int kLanes, typename Visible>
-static void add_visible_product(float* c, const FloatRows& a, const float* b, int rows,
-                                int64_t depth, float* spare, const Visible& visible) {
+static void add_visible_product(float* c, const FloatRows& a, const float* b, ProductSize size,
+                                float* spare, const Visible& visible) {
+  const auto [rows, depth] = size;
   int64_t num_finite = 0;
   for (int64_t k = 0; k < depth; ++k) num_finite += all_finite(a.data + k * a.stride, rows);
   if (num_finite == depth) {
