@@ -167,21 +167,14 @@ static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, float soft
   rows.t_sum[row] = rows.t_sum[row] * alpha + block_t;
 }
 
-/// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre).
+/// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre). The block is summed from zero.
 template <int kRows, DType kType>
 PLX_INLINE void few_values(FewRows<kRows>& rows, const void* const* v, int64_t count,
                            int head_dim) {
   using F = Floats<kVectorFloats>;
   constexpr int kVectors = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;  // of D at once
   const auto add = [&]<int kCount>(int first) __attribute__((always_inline)) {
-    F o1[kRows][kCount], o2[kRows][kCount];
-    for (int row = 0; row < kRows; ++row)
-#pragma GCC unroll 8
-      for (int n = 0; n < kCount; ++n) {
-        const int at = row * head_dim + first + n * kVectorFloats;
-        o1[row][n] = load<F>(rows.o1 + at) * rows.rescale[row];
-        o2[row][n] = load<F>(rows.o2 + at) * rows.rescale[row];
-      }
+    F o1[kRows][kCount]{}, o2[kRows][kCount]{};
     for (int64_t key = 0; key < count; ++key) {
       const void* const source = v[key];
       F value[kCount];
@@ -203,8 +196,8 @@ PLX_INLINE void few_values(FewRows<kRows>& rows, const void* const* v, int64_t c
 #pragma GCC unroll 8
       for (int n = 0; n < kCount; ++n) {
         const int at = row * head_dim + first + n * kVectorFloats;
-        store(rows.o1 + at, o1[row][n]);
-        store(rows.o2 + at, o2[row][n]);
+        store(rows.o1 + at, load<F>(rows.o1 + at) * rows.rescale[row] + o1[row][n]);
+        store(rows.o2 + at, load<F>(rows.o2 + at) * rows.rescale[row] + o2[row][n]);
       }
   };
   int d = 0;
