@@ -105,7 +105,7 @@ def test_ctrl_c_saves_the_run_and_ends_in_one_line(tmp_path):
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
     message = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    assert process.returncode == 130, message
     assert "Traceback" not in message
     assert message.splitlines()[-1].startswith("demo: stopped by Ctrl-C")
     assert (output / "recall_softmax/latest/model.safetensors").exists()
