@@ -28,7 +28,8 @@ target_compile_definitions(plx_libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=${torch
 # build registers its kernels although nothing here calls them. Its own dependencies (cuDNN, ...)
 # are found at run time through the package's rpath, not by this link.
 # libstdc++ comes first: libtorch_cpu.so exports the std::filesystem of the compiler that built it,
-# whose types need not be laid out as this compiler's (crashes: torch 2.11+cu130 under GCC 13).
+# whose types need not be laid out as this compiler's. With torch 2.11+cu130 under GCC 13 84 test cases
+# crashed without this; how it helps there is not understood, for the linked program does not list it.
 target_link_libraries(plx_libtorch INTERFACE
   -Wl,--no-as-needed -lstdc++ ${torch_root}/lib/libtorch.so -Wl,--as-needed
   ${torch_root}/lib/libtorch_cpu.so ${torch_root}/lib/libc10.so
