@@ -96,6 +96,8 @@ def test_ctrl_c_saves_the_run_and_ends_in_one_line(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a group of its own, as on a terminal
+        # A shell starts what runs in its background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     metrics = output / "recall_softmax/metrics.jsonl"
     deadline = time.monotonic() + 120
