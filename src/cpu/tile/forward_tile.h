@@ -23,6 +23,8 @@ struct ScratchCursor {
     next += (count + 15) / 16 * 16;
     return piece;
   }
+  /// The same in 16-bit numbers.
+  uint16_t* take_halves(int64_t count) { return reinterpret_cast<uint16_t*>(take(count / 2)); }
 };
 
 /// One tile of scores, [num_keys][2 kRows], with the rows of one vector in view.

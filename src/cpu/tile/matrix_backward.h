@@ -105,7 +105,7 @@ static void matrix_backward_query_tile(const BackwardInputs& inputs, const Query
   const int num_groups = static_cast<int>((tile.num_rows + kGroupRows - 1) / kGroupRows);
   QueryGroup groups[kMatrixGroups];
   for (int idx = 0; idx < num_groups; ++idx) {
-    auto* const columns = reinterpret_cast<uint16_t*>(cursor.take(2 * kGroupRows * padded));
+    auto* const columns = cursor.take_halves(4 * kGroupRows * padded);
     groups[idx].sums = cursor.take(2 * kGroupRows * padded);
     start_query_group(inputs, group_tile(in, tile, idx), columns, groups[idx]);
     store_row_stats<kGroupRows>(groups[idx].constants, groups[idx].tile, gradients.stats);
@@ -136,18 +136,16 @@ struct KeyPass {
 
 static KeyPass take_key_pass(ScratchCursor& cursor, int padded) {
   const int64_t panel = static_cast<int64_t>(kKeyTile) * padded;
-  const auto take_halves = [&](int64_t count) {
-    return reinterpret_cast<uint16_t*>(cursor.take(count / 2));
-  };
   KeyPass pass;
-  pass.k = take_halves(panel);
-  pass.v = take_halves(panel);
+  pass.k = cursor.take_halves(panel);
+  pass.v = cursor.take_halves(panel);
   pass.dk = cursor.take(panel);
   pass.dv = cursor.take(panel);
   for (float** part : {&pass.scores.s, &pass.scores.t, &pass.scores.g})
     *part = cursor.take(kStepRows * kKeyTile);
-  for (uint16_t** part : {&pass.ds, &pass.dt, &pass.w}) *part = take_halves(kStepRows * kKeyTile);
-  pass.spare = take_halves(static_cast<int64_t>(kPackedRows) * padded);
+  for (uint16_t** part : {&pass.ds, &pass.dt, &pass.w})
+    *part = cursor.take_halves(kStepRows * kKeyTile);
+  pass.spare = cursor.take_halves(static_cast<int64_t>(kPackedRows) * padded);
   return pass;
 }
 

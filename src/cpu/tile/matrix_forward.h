@@ -12,10 +12,6 @@
 namespace parallax::cpu {
 namespace {
 
-PLX_INLINE int matrix_dim(int head_dim) {
-  return (head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
-}
-
 /// The 16-row pieces of a wide tile, each with the keys that its own rows see, and of its state.
 PLX_INLINE QueryTile group_tile(const TileInputs& inputs, const QueryTile& tile, int group) {
   const int64_t left = tile.num_rows - group * kGroupRows;
@@ -198,8 +194,7 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
   const int padded = matrix_dim(head_dim);
   const TileSession session;
   ScratchCursor cursor{scratch};
-  auto* const columns =
-      reinterpret_cast<uint16_t*>(cursor.take(kMatrixGroups * kGroupRows * padded));
+  auto* const columns = cursor.take_halves(2 * kMatrixGroups * kGroupRows * padded);
   const MatrixScratch work = take_matrix_scratch(cursor, padded);
   float* const rescale = cursor.take(kGroupRows);
   const int64_t column_elements = static_cast<int64_t>(kGroupRows) * padded;

@@ -23,14 +23,11 @@ struct MatrixScratch {
 };
 
 PLX_INLINE MatrixScratch take_matrix_scratch(ScratchCursor& cursor, int padded) {
-  const auto take_halves = [&](int64_t count) {
-    return reinterpret_cast<uint16_t*>(cursor.take(count / 2));
-  };
   MatrixScratch scratch;
   scratch.scores = cursor.take(kMatrixKeys * 2 * kGroupRows);
-  scratch.left = take_halves(kMatrixKeys * kGroupRows);
-  scratch.right = take_halves(kMatrixKeys * kGroupRows);
-  scratch.spare = take_halves(kPackedRows * padded);
+  scratch.left = cursor.take_halves(kMatrixKeys * kGroupRows);
+  scratch.right = cursor.take_halves(kMatrixKeys * kGroupRows);
+  scratch.spare = cursor.take_halves(kPackedRows * padded);
   return scratch;
 }
 

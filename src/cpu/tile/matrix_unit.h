@@ -1,6 +1,7 @@
 // The matrix unit: bfloat16 tile products with fp32 sums (Intel AMX-BF16), the packing that it
 // needs, and the one product that all kernels are made of. With PLX_EMULATE_AMX the eight tile
-// registers are memory, so that the kernels run, slowly and with the same bits, on any machine.
+// registers are memory, so that the kernels run, slowly, on any machine; the products have the
+// unit's bits but for subnormal numbers, which it takes for 0.
 //
 // A tile has 16 rows of 64 bytes. C[16][16] fp32 += A[16][32] B[32][16] with A row-major and B in
 // pairs: row k of B holds (B[2k][n], B[2k + 1][n]) for each n.
@@ -15,6 +16,10 @@ namespace {
 constexpr int kTileRows = 16;
 constexpr int kTileDepth = 32;          // inner dimension of one product
 constexpr int kTileElements = 16 * 32;  // 16-bit numbers of a tile
+
+PLX_INLINE int matrix_dim(int head_dim) {
+  return (head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
+}
 
 #ifdef PLX_EMULATE_AMX
 
@@ -227,7 +232,7 @@ PLX_INLINE void round_to_pairs(uint16_t* target, const float* source, int64_t st
 
 /// Rows of bfloat16 -> both packed forms (kernels.h, PackedRows).
 static void pack_block(const PackJob& job) {
-  const int padded = (job.head_dim + kTileDepth - 1) / kTileDepth * kTileDepth;
+  const int padded = matrix_dim(job.head_dim);
   const uint16_t* sources[kPackedRows];
   for (int idx = 0; idx < kPackedRows; ++idx) {
     const int64_t row = job.first_row + idx;
