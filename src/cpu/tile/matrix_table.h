@@ -14,14 +14,14 @@ void matrix_forward(const TileInputs& inputs, const QueryTile& tile, int rows,
   if (rows == kMatrixRows)
     matrix_forward_tile(inputs, tile, state, scratch);
   else
-    narrow_forward_tile(inputs, tile, state, scratch);
+    forward(inputs, tile, rows, state, scratch);
 }
 
 void matrix_merge(const TileState& state, const TileState& other, int head_dim, int rows) {
   if (rows == kMatrixRows)
     matrix_merge_tile(state, other, head_dim);
   else
-    merge_tile<kNarrowRows>(state, other, head_dim);
+    merge(state, other, head_dim, rows);
 }
 
 void matrix_finish(const TileInputs& inputs, const QueryTile& tile, int rows,
@@ -29,7 +29,7 @@ void matrix_finish(const TileInputs& inputs, const QueryTile& tile, int rows,
   if (rows == kMatrixRows)
     matrix_finish_tile(inputs, tile, state, outputs, scratch);
   else
-    finish_tile<kNarrowRows>(inputs, tile, state, outputs, scratch);
+    finish(inputs, tile, rows, state, outputs, scratch);
 }
 
 constexpr Kernels make_matrix_kernels(const char* isa) {
