@@ -13,8 +13,9 @@ namespace parallax::cpu {
 /// a copy of k and v.
 void forward(const Kernels& kernels, const ForwardArgs& args);
 
-/// Memory beside the outputs: a fixed scratch per thread and 16 bytes per query and head; for
-/// kernels that pack their operands two copies each of k, q, r and d_out and one of v.
+/// Memory beside the outputs: a fixed scratch per thread, and in half types fp32 sums for dk and dv
+/// of the key heads at work, one per thread at most. For kernels that pack their operands: 16 bytes
+/// per query and head, two copies each of k, q, r and d_out and one of v.
 void backward(const Kernels& kernels, const BackwardArgs& args);
 
 /// Long caches are split over tasks when the query rows fill a single tile: at most 16 pieces of at

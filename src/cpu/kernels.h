@@ -136,6 +136,27 @@ struct KeyTile {
   RowTensor<void> dk, dv;  // head_stride unused
 };
 
+/// Where a tile of rows stands among those that add to the gradients of one tile of keys.
+struct KeyTurn {
+  bool is_first, is_last;
+};
+
+/// The order in which the tiles of rows add to the gradients of a sequence and key head, for each
+/// tile of key_tile keys. Between wait() and pass() the calling tile alone may touch them.
+struct KeyTurns {
+  void* queue;
+  /// Returns when all tiles before this one have added theirs.
+  KeyTurn (*wait)(void* queue, int64_t key_tile);
+  void (*pass)(void* queue, int64_t key_tile);
+};
+
+struct FusedGradients {
+  RowTensor<void> dq, dr;
+  RowTensor<void> dk, dv;            // head_stride unused here and below
+  RowTensor<void> dk_sums, dv_sums;  // float32, from the first turn to the last; may be dk and dv
+  KeyTurns turns;
+};
+
 /// One block of kPackedRows rows to pack, bfloat16: of `keys`, or of `rows` if that is null. Rows
 /// outside begin .. end count as zeros. Either array may be null.
 struct PackJob {
@@ -153,9 +174,10 @@ struct PackJob {
 /// and holds scratch_floats(Dp).
 struct Kernels {
   const char* isa;
-  int wide_rows;  // rows of a wide tile
-  int key_tile;   // keys of a tile of the key pass
-  int padding;    // Dp is head_dim rounded up to this
+  int wide_rows;   // rows of a wide tile
+  int key_tile;    // keys of a tile of backward
+  int fused_rows;  // rows of a tile of the fused backward
+  int padding;     // Dp is head_dim rounded up to this
   int64_t scratch_per_dim, scratch_fixed;
   /// Packs operands; null: these kernels need none.
   void (*pack)(const PackJob&);
@@ -166,6 +188,10 @@ struct Kernels {
   /// Writes the outputs of the tile's rows.
   void (*finish)(const TileInputs&, const QueryTile&, int rows, const TileState&,
                  const ForwardOutputs&, float* scratch);
+  /// Backward in one pass over tiles of up to fused_rows rows; null: built in two passes.
+  void (*fused_backward)(const BackwardInputs&, const QueryTile&, const FusedGradients&,
+                         float* scratch);
+  /// The two passes; null: built in one.
   void (*backward_query)(const BackwardInputs&, const QueryTile&, const QueryGradients&,
                          float* scratch);
   void (*backward_key)(const BackwardInputs&, const KeyTile&, float* scratch);

@@ -1,269 +1,205 @@
-// Backward in two passes without atomics. Both recompute the scores of a tile and turn them into
-//   p = exp(s scale - lse)     w = p (1 + t_mean - t)     g = d_out . v
-//   ds = w (g - g_mean) + p (g_mean - d_out . out)     dt = -p (g - g_mean)
-// Query pass, rows in the lanes:  [dQ | dR] += K' [scale ds | dt]
-// Key pass, keys in the lanes:    dK += Q' (scale ds) + R' dt     dV += dO' w
-// The key pass sums over the heads of the group inside the tile. docs/math.md, backward.
+// Backward in one pass: 8 products per pair of tiles where two passes take 11. A task is 64 rows
+// against all keys they see, with the score gradients of score_gradients.h:
+//   [dQ | dR] += K' [scale ds | dt]     rows in the lanes, kept over the keys
+//   dK  = [scale ds | dt] [Q; R]        the head dimension in the lanes, per tile of keys
+//   dV  = w dO
+// The task adds its dK and dV to fp32 sums when the tasks before it have added theirs (KeyTurns),
+// so that the order of the additions does not depend on the threads.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "cpu/tile/forward_tile.h"
+#include "cpu/tile/score_gradients.h"
 
 namespace parallax::cpu {
 namespace {
 
-/// Per-row constants of a tile, one array per number so that rows can be lanes.
-template <int kRows>
-struct RowConstants {
-  float lse[kRows], t_mean[kRows], g_mean[kRows], g_mean_less[kRows];
+/// Parts of kWideRows rows in a task: the rows' panels and a tile of keys share the second-level
+/// cache.
+constexpr int kFusedParts = 2;
+constexpr int kFusedRows = kFusedParts * kWideRows;
+
+/// kWideRows rows of a task, what they are multiplied by and what they sum.
+struct FusedPart {
+  QueryTile tile;
+  float* rows;         // [2 kWideRows][Dp], q before r
+  float* d_out;        // [kWideRows][Dp]
+  float* panel;        // [Dp][2 kWideRows], of q beside r
+  float* d_out_panel;  // [Dp][kWideRows]
+  float* sums;         // [Dp][2 kWideRows], of dq beside dr
+  bool finite;         // all of rows and d_out
+  RowConstants<kWideRows> constants;
+  RowLimits<kWideRows> limits;
 };
 
-/// sums[row] = d_out . other of each row, both as panels. The sum runs over d in the order of the
-/// matrix products, so that it equals their d_out . v bit for bit where `other` equals v: a query
-/// that sees one key gets zero gradients of its scores, not a rounding error times the rest.
-template <int kRows>
-static void panel_dots(float* sums, const float* d_out, const float* other, int head_dim) {
-  using F = Floats<kVectorFloats>;
-  for (int lane = 0; lane < kRows; lane += kVectorFloats) {
-    F sum{};
-    for (int d = 0; d < head_dim; ++d)
-      sum = multiply_add(load<F>(d_out + d * kRows + lane), load<F>(other + d * kRows + lane), sum);
-    store(sums + lane, sum);
-  }
+/// One tile of keys, and what the parts of the task add up for it.
+struct FusedKeys {
+  int64_t first_key;
+  int64_t num_keys;   // that the task's rows see
+  int64_t num_added;  // that the sequence has: the others' parts are zero
+  FloatRows k, v;
+  Rows<float> dk, dv;  // [kKeyTile][Dp]
+};
+
+struct FusedWork {
+  float* g;      // [kKeyTile][kWideRows]
+  float* spare;  // [kKeyTile][Dp]
+  ScoreTile<kWideRows> scores;
+};
+
+/// The rows of `tile` that a part has, with the keys that they see.
+PLX_INLINE QueryTile part_tile(const QueryTile& tile, int part) {
+  QueryTile piece = tile;
+  piece.first_row += part * kWideRows;
+  const int64_t left = tile.num_rows - part * kWideRows;
+  piece.num_rows = left < kWideRows ? left : kWideRows;
+  return piece;
 }
 
-/// Fills the constants from d_out . out_softmax and d_out . out. Rows beyond the tile's last get
-/// zeros.
-template <int kRows>
-static void set_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
-                              const float* dots_softmax, const float* dots,
-                              RowConstants<kRows>& constants) {
-  const int64_t group = inputs.tile.group;
-  for (int row = 0; row < kRows; ++row) {
-    constants.g_mean[row] = dots_softmax[row];
-    constants.g_mean_less[row] = dots_softmax[row] - dots[row];
-    constants.lse[row] = constants.t_mean[row] = 0.0f;
-    if (row >= tile.num_rows) continue;
-    const float lse = *scalar_address(inputs.lse, tile.first_row + row, group);
-    constants.lse[row] = lse == -kInfinity ? 0.0f : lse;
-    constants.t_mean[row] = *scalar_address(inputs.t_mean, tile.first_row + row, group);
-  }
-}
-
-/// The same from the panel of d_out. `rows` and `panel` are work space of kRows rows.
-template <int kRows>
-static void load_row_constants(const BackwardInputs& inputs, const QueryTile& tile,
-                               const float* d_out_panel, float* rows, float* panel,
-                               RowConstants<kRows>& constants) {
-  const int head_dim = inputs.tile.head_dim;
-  const int padded = padded_dim(head_dim);
-  const auto dots = [&](const RowTensor<const void>& tensor, float* sums) {
-    load_rows(rows, tensor, tile, inputs.tile.group, head_dim, padded, kRows);
-    transpose(panel, kRows, rows, padded, kRows, padded);
-    panel_dots<kRows>(sums, d_out_panel, panel, head_dim);
-  };
-  float dots_softmax[kRows], dots_out[kRows];
-  dots(inputs.out_softmax, dots_softmax);
-  dots(inputs.out, dots_out);
-  set_row_constants<kRows>(inputs, tile, dots_softmax, dots_out, constants);
-}
-
-template <int kRows>
-static void store_row_stats(const RowConstants<kRows>& constants, const QueryTile& tile,
-                            RowStats* stats) {
-  for (int64_t row = 0; row < tile.num_rows; ++row)
-    stats[tile.first_row + row] = {.lse = constants.lse[row],
-                                   .t_mean = constants.t_mean[row],
-                                   .g_mean = constants.g_mean[row],
-                                   .g_mean_less = constants.g_mean_less[row]};
-}
-
-/// [S | T] -> [scale ds | dt] in place, rows in the lanes; g is [num_keys][kRows]. Hidden keys get
-/// zeros at the end, whatever their scores and the row's constants are.
-template <int kRows>
-static void query_score_gradients(const ScoreTile<kRows>& tile, const float* g,
-                                  const RowConstants<kRows>& constants, float softmax_scale) {
-  constexpr int kWidth = kRows < kVectorFloats ? kRows : kVectorFloats;
-  using F = Floats<kWidth>;
-  using I = Ints<kWidth>;
-  for (int lane = 0; lane < kRows; lane += kWidth) {
-    const F lse = load<F>(constants.lse + lane);
-    const F t_mean = load<F>(constants.t_mean + lane);
-    const F g_mean = load<F>(constants.g_mean + lane);
-    const F g_mean_less = load<F>(constants.g_mean_less + lane);
-    const I begin = load<I>(tile.begin + lane);
-    const I end = load<I>(tile.end + lane);
-    float* row = tile.scores + lane;
-    for (int32_t key = 0; key < tile.num_keys; ++key, row += 2 * kRows) {
-      const F p = exponential<kWidth>(load<F>(row) * tile.softmax_scale - lse);
-      const F p_deviation = p * (load<F>(g + key * kRows + lane) - g_mean);
-      const F a = t_mean - load<F>(row + kRows) + 1.0f;
-      F ds = (a * p_deviation + p * g_mean_less) * softmax_scale;
-      F dt = -p_deviation;
-      if (tile.masked) {
-        const I visible = (begin <= key) & (end > key);
-        ds = visible ? ds : F{};
-        dt = visible ? dt : F{};
-      }
-      store(row, ds);
-      store(row + kRows, dt);
-    }
-  }
-}
-
-static void backward_query_tile(const BackwardInputs& inputs, const QueryTile& tile,
-                                const QueryGradients& gradients, float* scratch) {
+static void start_fused_part(const BackwardInputs& inputs, const QueryTile& tile,
+                             ScratchCursor& cursor, float* spare, FusedPart& part) {
   constexpr int kRows = kWideRows;
   const TileInputs& in = inputs.tile;
-  const int head_dim = in.head_dim;
-  const int padded = padded_dim(head_dim);
-  ScratchCursor cursor{scratch};
-  float* const key_rows = cursor.take(2 * kKeyTile * padded);  // first the rows of q and r
-  float* const panel = cursor.take(2 * kRows * padded);
-  float* const d_out_panel = cursor.take(kRows * padded);
-  float* const sums = cursor.take(2 * kRows * padded);
-  float* const spare = cursor.take(kKeyTile * padded);
-  float* const g = cursor.take(kKeyTile * kRows);
-  ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * 2 * kRows),
-                          .num_keys = 0,
-                          .softmax_scale = in.softmax_scale,
-                          .masked = false,
-                          .begin = {},
-                          .end = {}};
-  load_query_panel<kRows>(in, tile, key_rows, panel);
-  load_rows(key_rows, inputs.d_out, tile, in.group, head_dim, padded, kRows);
-  transpose(d_out_panel, kRows, key_rows, padded, kRows, padded);
-  RowConstants<kRows> constants;
-  load_row_constants<kRows>(inputs, tile, d_out_panel, key_rows, sums, constants);
-  store_row_stats<kRows>(constants, tile, gradients.stats);
-  const RowLimits<kRows> limits = row_limits<kRows>(in.band, tile, in.group);
-
-  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * kRows; ++idx) sums[idx] = 0.0f;
-  for (int64_t key = tile.key_begin; key < tile.key_end; key += kKeyTile) {
-    const int64_t left = tile.key_end - key;
-    scores.num_keys = left < kKeyTile ? left : kKeyTile;
-    const FloatRows v = load_keys(in.v, key, scores.num_keys, head_dim, padded, key_rows);
-    set_product<kRows>(g, v.data, v.stride, d_out_panel, scores.num_keys, head_dim);
-    const FloatRows k = load_keys(in.k, key, scores.num_keys, head_dim, padded, key_rows);
-    set_product<2 * kRows>(scores.scores, k.data, k.stride, panel, scores.num_keys, head_dim);
-    scores.masked = limits.cut(key, scores.num_keys);
-    if (scores.masked) limits.relative(key, scores.begin, scores.end);
-    query_score_gradients<kRows>(scores, g, constants, in.softmax_scale);
-    scores.add_product(sums, k, head_dim, spare);
-  }
-  transpose(key_rows, padded, sums, 2 * kRows, padded, 2 * kRows);
-  store_rows(gradients.dq, key_rows, tile, in.group, head_dim, padded);
-  store_rows(gradients.dr, key_rows + kRows * padded, tile, in.group, head_dim, padded);
+  const int padded = padded_dim(in.head_dim);
+  part.tile = tile;
+  part.rows = cursor.take(2 * kRows * padded);
+  part.d_out = cursor.take(kRows * padded);
+  part.panel = cursor.take(2 * kRows * padded);
+  part.d_out_panel = cursor.take(kRows * padded);
+  part.sums = cursor.take(2 * kRows * padded);
+  load_query_panel<kRows>(in, tile, part.rows, part.panel);
+  load_rows(part.d_out, inputs.d_out, tile, in.group, in.head_dim, padded, kRows);
+  transpose(part.d_out_panel, kRows, part.d_out, padded, kRows, padded);
+  load_row_constants<kRows>(inputs, tile, part.d_out_panel, spare, part.sums, part.constants);
+  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * kRows; ++idx) part.sums[idx] = 0;
+  part.finite = all_finite(part.rows, static_cast<int64_t>(2) * kRows * padded) &&
+                all_finite(part.d_out, static_cast<int64_t>(kRows) * padded);
+  part.limits = row_limits<kRows>(in.band, tile, in.group);
+  // A row that does not exist sees nothing: it must not add to the gradients of a key.
+  for (int row = static_cast<int>(tile.num_rows); row < kRows; ++row)
+    part.limits.begin[row] = part.limits.end[row] = 0;
+  if (tile.num_rows < kRows) part.limits.max_begin = in.band.end;  // cuts every tile of keys
 }
 
-/// Scores of one tile of the key pass, [rows][kKeyTile] each: s -> scale ds, t -> dt, g -> w.
-struct KeyScores {
-  float *s, *t, *g;
+/// The rows that a gradient of keys is made of, and their weights for each key. Weights row and
+/// row + kWideRows belong to one query.
+struct WeightedRows {
+  const float* rows;  // [count][Dp]
+  FloatRows weights;
+  int count;
 };
 
-/// Hidden keys get zeros, as in query_score_gradients.
-static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
-                                float softmax_scale) {
-  constexpr int kWidth = kVectorFloats;
-  using F = Floats<kWidth>;
-  using I = Ints<kWidth>;
-  for (int lane = 0; lane < kKeyTile; lane += kWidth) {
-    const F p = exponential<kWidth>(load<F>(row.s + lane) * softmax_scale - stats.lse);
-    const F p_deviation = p * (load<F>(row.g + lane) - stats.g_mean);
-    const F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
-    F ds = (a * p_deviation + p * stats.g_mean_less) * softmax_scale;
-    F dt = -p_deviation;
-    F w = p * a;
-    if (visible.cut()) {
-      const I key = iota<kWidth>() + lane;
-      const I in_range = (key >= visible.begin) & (key < visible.end);
-      ds = in_range ? ds : F{};
-      dt = in_range ? dt : F{};
-      w = in_range ? w : F{};
-    }
-    store(row.s + lane, ds);
-    store(row.t + lane, dt);
-    store(row.g + lane, w);
+/// sums[key][d] (+)= sum over the rows of weights[key][row] rows[row][d]. Hidden pairs add nothing,
+/// though 0 times a NaN is not 0.
+template <Sums kSums>
+static void add_key_part(const FusedPart& part, const ScoreTile<kWideRows>& scores,
+                         Rows<float> sums, const WeightedRows& from, float* spare) {
+  const int64_t padded = sums.stride;
+  const ProductSize size{scores.num_keys, from.count};
+  if (part.finite || !scores.masked) {
+    row_product<kSums>(sums, from.weights, {from.rows, padded}, size, padded);
+    return;
+  }
+  for (int row = 0; row < from.count; ++row) {
+    const float* const source = from.rows + row * padded;
+    const bool finite = all_finite(source, padded);
+    for (int d = 0; d < padded; ++d) spare[row * padded + d] = finite ? source[d] : 0.0f;
+  }
+  row_product<kSums>(sums, from.weights, {spare, padded}, size, padded);
+  for (int row = 0; row < from.count; ++row) {
+    const float* const source = from.rows + row * padded;
+    if (all_finite(source, padded)) continue;
+    for (int64_t key = scores.begin[row % kWideRows];
+         key < scores.end[row % kWideRows] && key < scores.num_keys; ++key)
+      for (int d = 0; d < padded; ++d)
+        sums.data[key * padded + d] +=
+            from.weights.data[key * from.weights.stride + row] * source[d];
   }
 }
 
-/// panel[Dp][kKeyTile] = the transposed keys, zero lanes beyond the last.
-static void load_key_panel(const KeyTensor& tensor, const KeyTile& tile, int head_dim, float* rows,
-                           float* panel) {
-  const int padded = padded_dim(head_dim);
-  for (int64_t idx = 0; idx < tile.num_keys; ++idx)
-    load_row(rows + idx * padded, key_address(tensor, tile.first_key + idx), tensor.dtype, head_dim,
-             padded);
-  for (int64_t idx = tile.num_keys * padded; idx < static_cast<int64_t>(kKeyTile) * padded; ++idx)
-    rows[idx] = 0.0f;
-  transpose(panel, kKeyTile, rows, padded, kKeyTile, padded);
+/// One tile of keys against one part.
+template <Sums kSums>
+static void fused_step(const TileInputs& in, const FusedKeys& keys, FusedPart& part,
+                       FusedWork& work) {
+  constexpr int kRows = kWideRows;
+  const ProductSize size{keys.num_keys, in.head_dim};
+  ScoreTile<kRows>& scores = work.scores;
+  scores.num_keys = keys.num_keys;
+  scores.masked = part.limits.cut(keys.first_key, keys.num_keys);
+  if (scores.masked) part.limits.relative(keys.first_key, scores.begin, scores.end);
+  set_product<kRows>(work.g, keys.v, part.d_out_panel, size);
+  set_product<2 * kRows>(scores.scores, keys.k, part.panel, size);
+  query_score_gradients<kRows, /*kWeights=*/true>(scores, work.g, part.constants, in.softmax_scale);
+  scores.add_product(part.sums, keys.k, in.head_dim, work.spare);
+  add_key_part<kSums>(part, scores, keys.dk, {part.rows, {scores.scores, 2 * kRows}, 2 * kRows},
+                      work.spare);
+  add_key_part<kSums>(part, scores, keys.dv, {part.d_out, {work.g, kRows}, kRows}, work.spare);
 }
 
-static void store_key_panel(const RowTensor<void>& tensor, const KeyTile& tile, int head_dim,
-                            const float* panel, float* rows) {
-  const int padded = padded_dim(head_dim);
-  transpose(rows, padded, panel, kKeyTile, padded, kKeyTile);
-  const QueryTile keys{
-      .first_row = tile.first_key, .num_rows = tile.num_keys, .key_begin = 0, .key_end = 0};
-  store_rows(tensor, rows, keys, 1, head_dim, padded);
+/// sums += part, or the total to `target` at the last turn. part becomes the total.
+static void add_key_rows(const RowTensor<void>& sums, const RowTensor<void>& target,
+                         const FusedKeys& keys, Rows<float> part, KeyTurn turn, int head_dim) {
+  for (int64_t idx = 0; idx < keys.num_added; ++idx) {
+    float* const total = part.data + idx * part.stride;
+    auto* const sum = static_cast<float*>(row_address(sums, keys.first_key + idx, 1));
+    if (idx >= keys.num_keys)
+      for (int d = 0; d < head_dim; ++d) total[d] = 0.0f;
+    if (!turn.is_first)
+      for (int d = 0; d < head_dim; ++d) total[d] += sum[d];
+    if (turn.is_last)
+      store_row(row_address(target, keys.first_key + idx, 1), target.dtype, total, head_dim);
+    else
+      store_row(sum, DType::kFloat32, total, head_dim);
+  }
 }
 
-static void backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile, float* scratch) {
-  constexpr int kRows = 64;  // rows per step
+static void fused_backward_tile(const BackwardInputs& inputs, const QueryTile& tile,
+                                const FusedGradients& gradients, float* scratch) {
   const TileInputs& in = inputs.tile;
   const int head_dim = in.head_dim;
   const int padded = padded_dim(head_dim);
-  const int64_t panel_floats = static_cast<int64_t>(kKeyTile) * padded;
   ScratchCursor cursor{scratch};
-  float* const q = cursor.take(kRows * padded);
-  float* const r = cursor.take(kRows * padded);
-  float* const d_out = cursor.take(kRows * padded);
-  float* const k_panel = cursor.take(panel_floats);
-  float* const v_panel = cursor.take(panel_floats);
-  float* const dk = cursor.take(panel_floats);
-  float* const dv = cursor.take(panel_floats);
-  float* const spare = cursor.take(kRows * padded);
-  LaneRange visible[kRows];
-  const KeyScores scores{.s = cursor.take(kRows * kKeyTile),
-                         .t = cursor.take(kRows * kKeyTile),
-                         .g = cursor.take(kRows * kKeyTile)};
-  load_key_panel(in.k, tile, head_dim, q, k_panel);
-  load_key_panel(in.v, tile, head_dim, q, v_panel);
-  for (int64_t idx = 0; idx < panel_floats; ++idx) dk[idx] = dv[idx] = 0.0f;
+  float* const key_rows = cursor.take(2 * kKeyTile * padded);
+  FusedKeys keys{.first_key = 0,
+                 .num_keys = 0,
+                 .num_added = 0,
+                 .k = {},
+                 .v = {},
+                 .dk = {cursor.take(kKeyTile * padded), padded},
+                 .dv = {cursor.take(kKeyTile * padded), padded}};
+  FusedWork work{.g = cursor.take(kKeyTile * kWideRows),
+                 .spare = cursor.take(kKeyTile * padded),
+                 .scores = {.scores = cursor.take(kKeyTile * 2 * kWideRows),
+                            .num_keys = 0,
+                            .softmax_scale = in.softmax_scale,
+                            .masked = false,
+                            .begin = {},
+                            .end = {}}};
+  FusedPart parts[kFusedParts];
+  const int num_parts = static_cast<int>((tile.num_rows + kWideRows - 1) / kWideRows);
+  for (int idx = 0; idx < num_parts; ++idx)
+    start_fused_part(inputs, part_tile(tile, idx), cursor, work.spare, parts[idx]);
 
-  for (int64_t first = tile.row_begin; first < tile.row_end; first += kRows) {
-    const int64_t left = tile.row_end - first;
-    const QueryTile rows{
-        .first_row = first, .num_rows = left < kRows ? left : kRows, .key_begin = 0, .key_end = 0};
-    load_rows(q, in.q, rows, in.group, head_dim, padded, 0);
-    load_rows(r, in.r, rows, in.group, head_dim, padded, 0);
-    load_rows(d_out, inputs.d_out, rows, in.group, head_dim, padded, 0);
-    set_product<kKeyTile>(scores.s, q, padded, k_panel, rows.num_rows, head_dim);
-    set_product<kKeyTile>(scores.t, r, padded, k_panel, rows.num_rows, head_dim);
-    set_product<kKeyTile>(scores.g, d_out, padded, v_panel, rows.num_rows, head_dim);
-    bool cut = false;
-    for (int64_t row = 0; row < rows.num_rows; ++row) {
-      visible[row] = visible_lanes(in, tile, first + row);
-      cut |= visible[row].cut();
-      const int64_t offset = row * kKeyTile;
-      key_score_gradients({.s = scores.s + offset, .t = scores.t + offset, .g = scores.g + offset},
-                          tile.stats[first + row], visible[row], in.softmax_scale);
-    }
-    const auto add_product = [&](float* sums, const float* row_panel, const float* weights) {
-      if (!cut) {
-        add_transposed_product<kKeyTile>(sums, row_panel, padded, weights, head_dim, rows.num_rows);
-        return;
-      }
-      add_visible_product<kKeyTile>(sums, {row_panel, padded}, weights, {head_dim, rows.num_rows},
-                                    spare,
-                                    [&](int64_t row, int key) { return visible[row].holds(key); });
-    };
-    add_product(dk, q, scores.s);
-    add_product(dk, r, scores.t);
-    add_product(dv, d_out, scores.g);
+  for (int64_t key = tile.key_begin / kKeyTile * kKeyTile; key < tile.key_end; key += kKeyTile) {
+    const int64_t seen = tile.key_end - key, left = in.band.end - key;
+    keys.first_key = key;
+    keys.num_keys = seen < kKeyTile ? seen : kKeyTile;
+    keys.num_added = left < kKeyTile ? left : kKeyTile;
+    keys.k = load_keys(in.k, key, keys.num_keys, head_dim, padded, key_rows);
+    keys.v = load_keys(in.v, key, keys.num_keys, head_dim, padded, key_rows + kKeyTile * padded);
+    fused_step<Sums::kSet>(in, keys, parts[0], work);
+    for (int idx = 1; idx < num_parts; ++idx) fused_step<Sums::kAdd>(in, keys, parts[idx], work);
+    const KeyTurn turn = gradients.turns.wait(gradients.turns.queue, key / kKeyTile);
+    add_key_rows(gradients.dk_sums, gradients.dk, keys, keys.dk, turn, head_dim);
+    add_key_rows(gradients.dv_sums, gradients.dv, keys, keys.dv, turn, head_dim);
+    gradients.turns.pass(gradients.turns.queue, key / kKeyTile);
   }
-  store_key_panel(tile.dk, tile, head_dim, dk, q);
-  store_key_panel(tile.dv, tile, head_dim, dv, q);
+  for (int idx = 0; idx < num_parts; ++idx) {
+    transpose(key_rows, padded, parts[idx].sums, 2 * kWideRows, padded, 2 * kWideRows);
+    store_rows(gradients.dq, key_rows, parts[idx].tile, in.group, head_dim, padded);
+    store_rows(gradients.dr, key_rows + kWideRows * padded, parts[idx].tile, in.group, head_dim,
+               padded);
+  }
 }
 
 }  // namespace

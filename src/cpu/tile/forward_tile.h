@@ -39,7 +39,7 @@ struct ScoreTile {
   /// sums[d][lane] += sum_key rows[key][d] scores[key][lane], both halves of the lanes.
   void add_product(float* sums, const FloatRows& rows, int head_dim, float* spare) const {
     if (!masked) {
-      add_transposed_product<2 * kRows>(sums, rows.data, rows.stride, scores, head_dim, num_keys);
+      add_transposed_product<2 * kRows>(sums, rows, scores, {head_dim, num_keys});
       return;
     }
     const auto visible = [this](int64_t key, int lane) {
@@ -187,7 +187,7 @@ static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const 
     const int64_t left = tile.key_end - key;
     scores.num_keys = left < kKeyTile ? left : kKeyTile;
     const FloatRows k = load_keys(inputs.k, key, scores.num_keys, head_dim, padded, key_rows);
-    set_product<kLanes>(scores.scores, k.data, k.stride, panel, scores.num_keys, head_dim);
+    set_product<kLanes>(scores.scores, k, panel, {scores.num_keys, head_dim});
     scores.masked = limits.cut(key, scores.num_keys);
     if (scores.masked) limits.relative(key, scores.begin, scores.end);
     softmax_step<kRows>(scores, state, rescale);

@@ -4,7 +4,6 @@
 
 #include "cpu/tile/backward_tile.h"
 #include "cpu/tile/few_rows.h"
-#include "cpu/tile/forward_tile.h"
 #include "cpu/tile/norm_rope.h"
 #include "cpu/tile/swiglu.h"
 
@@ -47,15 +46,17 @@ constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
           .wide_rows = kWideRows,
           .key_tile = kKeyTile,
+          .fused_rows = kFusedRows,
           .padding = kPadding,
-          .scratch_per_dim = 9 * 64,
+          .scratch_per_dim = 13 * 64,
           .scratch_fixed = 5 * 64 * 64,
           .pack = nullptr,
           .forward = forward,
           .merge = merge,
           .finish = finish,
-          .backward_query = backward_query_tile,
-          .backward_key = backward_key_tile,
+          .fused_backward = fused_backward_tile,
+          .backward_query = nullptr,
+          .backward_key = nullptr,
           .rows = kRowKernels,
           .exponential = exponential_array};
 }

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/tile/kernel_table.h"
-#include "cpu/tile/matrix_backward.h"
+#include "cpu/tile/matrix_key_pass.h"
 
 namespace parallax::cpu {
 namespace {
@@ -36,6 +36,7 @@ constexpr Kernels make_matrix_kernels(const char* isa) {
   return {.isa = isa,
           .wide_rows = kMatrixRows,
           .key_tile = kKeyTile,
+          .fused_rows = 0,
           .padding = kTileDepth,
           .scratch_per_dim = 9 * 64,
           .scratch_fixed = 10 * 64 * 64,
@@ -43,6 +44,7 @@ constexpr Kernels make_matrix_kernels(const char* isa) {
           .forward = matrix_forward,
           .merge = matrix_merge,
           .finish = matrix_finish,
+          .fused_backward = nullptr,
           .backward_query = matrix_backward_query_tile,
           .backward_key = matrix_backward_key_tile,
           .rows = kRowKernels,

@@ -132,8 +132,6 @@ struct TilePairs {
   int64_t step;
 };
 
-enum class Sums { kSet, kAdd };
-
 /// C (+)= A B over `depth` tiles. Four sums and four operands fill the eight registers: every
 /// operand is used twice.
 template <Sums kSums>

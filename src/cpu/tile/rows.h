@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/tile/vector.h"
+#include "cpu/tile/panel_product.h"
 
 namespace parallax::cpu {
 namespace {
@@ -129,12 +129,6 @@ PLX_INLINE const void* key_address(const KeyTensor& tensor, int64_t key) {
   }
   return advance(tensor.data, tensor.dtype, offset);
 }
-
-/// fp32 rows in memory.
-struct FloatRows {
-  const float* data;
-  int64_t stride;
-};
 
 /// Rows first_key .. first_key + num_keys. fp32 rows are used where they lie, without a copy.
 static FloatRows load_keys(const KeyTensor& tensor, int64_t first_key, int64_t num_keys,

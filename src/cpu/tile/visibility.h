@@ -32,19 +32,6 @@ PLX_INLINE int32_t place_in_tile(int64_t key, int64_t first_key) {
   return static_cast<int32_t>(place < 0 ? 0 : (place > kFar ? kFar : place));
 }
 
-/// A row's visible keys relative to a tile of the key pass.
-struct LaneRange {
-  int32_t begin, end;
-  bool cut() const { return begin > 0 || end < kKeyTile; }
-  bool holds(int lane) const { return begin <= lane && lane < end; }
-};
-
-PLX_INLINE LaneRange visible_lanes(const TileInputs& inputs, const KeyTile& tile, int64_t row) {
-  const int64_t token = row / inputs.group;
-  return {.begin = place_in_tile(band_begin(inputs.band, token), tile.first_key),
-          .end = place_in_tile(band_end(inputs.band, token), tile.first_key)};
-}
-
 /// The keys that each row of a tile sees, none before the tile's first. Rows beyond the tile's last
 /// see everything: their q and r are zero, so nothing they produce is infinite, and they never
 /// force masking.
@@ -85,11 +72,11 @@ static RowLimits<kRows> row_limits(const Band& band, const QueryTile& tile, int6
 }
 
 /// Whether x * 0 is 0 for all `count` numbers.
-static bool all_finite(const float* row, int count) {
+static bool all_finite(const float* row, int64_t count) {
   using F = Floats<kVectorFloats>;
   using I = Ints<kVectorFloats>;
   I bad{};
-  int idx = 0;
+  int64_t idx = 0;
   for (; idx + kVectorFloats <= count; idx += kVectorFloats) {
     const F x = load<F>(row + idx);
     bad |= x - x != F{};
@@ -98,11 +85,6 @@ static bool all_finite(const float* row, int count) {
   for (; idx < count; ++idx) tail_bad |= row[idx] - row[idx] != 0.0f;
   return !tail_bad && !any<kVectorFloats>(bad);
 }
-
-struct ProductSize {
-  int rows;
-  int64_t depth;
-};
 
 /// c[m][lane] += sum_k a[k][m] b[k][lane] over the pairs for which visible(k, lane); b is 0 for the
 /// others. `spare` holds depth * rows floats. The rows of `a` that are not finite, if any, are left
@@ -114,7 +96,7 @@ static void add_visible_product(float* c, const FloatRows& a, const float* b, Pr
   int64_t num_finite = 0;
   for (int64_t k = 0; k < depth; ++k) num_finite += all_finite(a.data + k * a.stride, rows);
   if (num_finite == depth) {
-    add_transposed_product<kLanes>(c, a.data, a.stride, b, rows, depth);
+    add_transposed_product<kLanes>(c, a, b, size);
     return;
   }
   for (int64_t k = 0; k < depth; ++k) {
@@ -122,7 +104,7 @@ static void add_visible_product(float* c, const FloatRows& a, const float* b, Pr
     const bool finite = all_finite(row, rows);
     for (int m = 0; m < rows; ++m) spare[k * rows + m] = finite ? row[m] : 0.0f;
   }
-  add_transposed_product<kLanes>(c, spare, rows, b, rows, depth);
+  add_transposed_product<kLanes>(c, {spare, rows}, b, size);
   for (int64_t k = 0; k < depth; ++k) {
     const float* const row = a.data + k * a.stride;
     if (all_finite(row, rows)) continue;

@@ -1,122 +1,55 @@
-// Backward on the matrix unit, for bfloat16: the two passes of backward_tile.h with its score
-// gradients, on packed operands. The gradients of the scores and the weights are rounded to
-// bfloat16 for the second products.
+// The second pass of backward on the matrix unit: dk and dv of a tile of keys, over the rows that
+// see them, keys in the lanes. The sum over the heads of the group happens inside the tile.
+//   dK += Q' (scale ds) + R' dt     dV += dO' w
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/tile/backward_tile.h"
-#include "cpu/tile/matrix_forward.h"
+#include "cpu/tile/matrix_query_pass.h"
 
 namespace parallax::cpu {
 namespace {
 
-/// dots[row] = d_out . other of each row, added in the order of the score products: where `other`
-/// equals v, it equals d_out . v bit for bit (see panel_dots).
-static void matrix_row_dots(const RowTensor<const void>& other, const QueryTile& tile,
-                            const TileInputs& inputs, const uint16_t* d_out_columns, float* dots) {
-  alignas(64) uint16_t rows[kGroupRows][kTileDepth];
-  alignas(64) float products[kGroupRows][kGroupRows];
-  tile_zero<0>();
-  for (int depth = 0; depth < inputs.head_dim; depth += kTileDepth) {
-    load_depth(other, tile, inputs.group, {.first = depth, .head_dim = inputs.head_dim}, rows);
-    tile_load<4>(rows, 64);
-    tile_load<6>(d_out_columns + depth * kGroupRows, 64);
-    tile_product<0, 4, 6>();
-  }
-  tile_store<0>(products, 64);
-  for (int row = 0; row < kGroupRows; ++row) dots[row] = products[row][row];
-}
-
-/// [keys][32] fp32 pairs of halves -> for each half a tile per block of 32 keys; keys beyond the
-/// last count as zeros.
-static void round_halves(float* halves, const KeyStep& step, uint16_t* left, uint16_t* right) {
-  const int64_t end = step.num_blocks * kPackedRows;
-  for (int64_t idx = step.num_keys * 2 * kGroupRows; idx < end * 2 * kGroupRows; ++idx)
-    halves[idx] = 0.0f;
-  for (int64_t block = 0; block < step.num_blocks; ++block) {
-    const float* const source = halves + block * kPackedRows * 2 * kGroupRows;
-    round_to_pairs(left + block * kTileElements, source, 2 * kGroupRows);
-    round_to_pairs(right + block * kTileElements, source + kGroupRows, 2 * kGroupRows);
-  }
-}
-
-/// One group of 16 rows in the query pass.
-struct QueryGroup {
-  QueryTile tile;
-  const uint16_t *q, *r, *d_out;  // columns
-  float* sums;                    // [Dp][32], of dq beside dr
-  RowConstants<kGroupRows> constants;
-  RowLimits<kGroupRows> limits;
+/// A row's visible keys relative to a tile of the key pass.
+struct LaneRange {
+  int32_t begin, end;
+  bool cut() const { return begin > 0 || end < kKeyTile; }
+  bool holds(int lane) const { return begin <= lane && lane < end; }
 };
 
-static void start_query_group(const BackwardInputs& inputs, const QueryTile& tile,
-                              uint16_t* columns, QueryGroup& group) {
-  const TileInputs& in = inputs.tile;
-  const int padded = matrix_dim(in.head_dim);
-  const int64_t elements = static_cast<int64_t>(kGroupRows) * padded;
-  group.tile = tile;
-  load_row_columns(in.q, tile, in.group, in.head_dim, columns);
-  load_row_columns(in.r, tile, in.group, in.head_dim, columns + elements);
-  load_row_columns(inputs.d_out, tile, in.group, in.head_dim, columns + 2 * elements);
-  group.q = columns;
-  group.r = columns + elements;
-  group.d_out = columns + 2 * elements;
-  group.limits = row_limits<kGroupRows>(in.band, tile, in.group);
-  float dots_softmax[kGroupRows], dots[kGroupRows];
-  matrix_row_dots(inputs.out_softmax, tile, in, group.d_out, dots_softmax);
-  matrix_row_dots(inputs.out, tile, in, group.d_out, dots);
-  set_row_constants<kGroupRows>(inputs, tile, dots_softmax, dots, group.constants);
-  for (int64_t idx = 0; idx < 2 * elements; ++idx) group.sums[idx] = 0.0f;
+PLX_INLINE LaneRange visible_lanes(const TileInputs& inputs, const KeyTile& tile, int64_t row) {
+  const int64_t token = row / inputs.group;
+  return {.begin = place_in_tile(band_begin(inputs.band, token), tile.first_key),
+          .end = place_in_tile(band_end(inputs.band, token), tile.first_key)};
 }
 
-/// Adds one step of keys to [dQ | dR]. g is work space of [kMatrixKeys][16].
-static void query_group_step(const TileInputs& in, const QueryGroup& group, int64_t first_key,
-                             const MatrixScratch& work, float* g) {
-  const int padded = matrix_dim(in.head_dim);
-  const KeyStep step = key_step(group.tile, first_key);
-  if (step.num_keys == 0) return;
-  ScoreTile<kGroupRows> scores{.scores = work.scores,
-                               .num_keys = step.num_keys,
-                               .softmax_scale = in.softmax_scale,
-                               .masked = group.limits.cut(first_key, step.num_keys),
-                               .begin = {},
-                               .end = {}};
-  if (scores.masked) group.limits.relative(first_key, scores.begin, scores.end);
-  matrix_scores(in.packed_k.tiles, step, group.q, group.r, padded, work.scores);
-  for (int64_t block = 0; block < step.num_blocks; ++block)
-    tile_column_product({g + block * kPackedRows * kGroupRows, nullptr, kGroupRows},
-                        block_tiles(in.packed_v.tiles, step.first_block + block, padded),
-                        {group.d_out, nullptr, kTileElements}, padded / kTileDepth);
-  query_score_gradients<kGroupRows>(scores, g, group.constants, in.softmax_scale);
-  round_halves(work.scores, step, work.left, work.right);
-  matrix_add_visible(in.packed_k, step, scores, work, padded, group.sums);
-}
+/// Scores of one tile of the key pass, [rows][kKeyTile] each: s -> scale ds, t -> dt, g -> w.
+struct KeyScores {
+  float *s, *t, *g;
+};
 
-static void matrix_backward_query_tile(const BackwardInputs& inputs, const QueryTile& tile,
-                                       const QueryGradients& gradients, float* scratch) {
-  const TileInputs& in = inputs.tile;
-  const int stored = padded_dim(in.head_dim);
-  const int padded = matrix_dim(in.head_dim);
-  const TileSession session;
-  ScratchCursor cursor{scratch};
-  const MatrixScratch work = take_matrix_scratch(cursor, padded);
-  float* const g = cursor.take(kMatrixKeys * kGroupRows);
-  float* const rows = cursor.take(2 * kGroupRows * padded);
-  const int num_groups = static_cast<int>((tile.num_rows + kGroupRows - 1) / kGroupRows);
-  QueryGroup groups[kMatrixGroups];
-  for (int idx = 0; idx < num_groups; ++idx) {
-    auto* const columns = cursor.take_halves(4 * kGroupRows * padded);
-    groups[idx].sums = cursor.take(2 * kGroupRows * padded);
-    start_query_group(inputs, group_tile(in, tile, idx), columns, groups[idx]);
-    store_row_stats<kGroupRows>(groups[idx].constants, groups[idx].tile, gradients.stats);
-  }
-  for (int64_t key = first_step(tile); key < tile.key_end; key += kMatrixKeys)
-    for (int idx = 0; idx < num_groups; ++idx) query_group_step(in, groups[idx], key, work, g);
-  for (int idx = 0; idx < num_groups; ++idx) {
-    transpose(rows, stored, groups[idx].sums, 2 * kGroupRows, stored, 2 * kGroupRows);
-    store_rows(gradients.dq, rows, groups[idx].tile, in.group, in.head_dim, stored);
-    store_rows(gradients.dr, rows + kGroupRows * stored, groups[idx].tile, in.group, in.head_dim,
-               stored);
+/// Hidden keys get zeros, as in query_score_gradients.
+static void key_score_gradients(const KeyScores& row, const RowStats& stats, LaneRange visible,
+                                float softmax_scale) {
+  constexpr int kWidth = kVectorFloats;
+  using F = Floats<kWidth>;
+  using I = Ints<kWidth>;
+  for (int lane = 0; lane < kKeyTile; lane += kWidth) {
+    const F p = exponential<kWidth>(load<F>(row.s + lane) * softmax_scale - stats.lse);
+    const F p_deviation = p * (load<F>(row.g + lane) - stats.g_mean);
+    const F a = stats.t_mean - load<F>(row.t + lane) + 1.0f;
+    F ds = (a * p_deviation + p * stats.g_mean_less) * softmax_scale;
+    F dt = -p_deviation;
+    F w = p * a;
+    if (visible.cut()) {
+      const I key = iota<kWidth>() + lane;
+      const I in_range = (key >= visible.begin) & (key < visible.end);
+      ds = in_range ? ds : F{};
+      dt = in_range ? dt : F{};
+      w = in_range ? w : F{};
+    }
+    store(row.s + lane, ds);
+    store(row.t + lane, dt);
+    store(row.g + lane, w);
   }
 }
 
@@ -248,6 +181,15 @@ static void round_scores(const float* scores, int64_t num_blocks, uint16_t* tile
     for (int64_t block = 0; block < num_blocks; ++block)
       round_to_pairs(tiles + (column * kStepBlocks + block) * kTileElements,
                      scores + block * kPackedRows * kKeyTile + column * kGroupRows, kKeyTile);
+}
+
+static void store_key_panel(const RowTensor<void>& tensor, const KeyTile& tile, int head_dim,
+                            const float* panel, float* rows) {
+  const int padded = padded_dim(head_dim);
+  transpose(rows, padded, panel, kKeyTile, padded, kKeyTile);
+  const QueryTile keys{
+      .first_row = tile.first_key, .num_rows = tile.num_keys, .key_begin = 0, .key_end = 0};
+  store_rows(tensor, rows, keys, 1, head_dim, padded);
 }
 
 static void matrix_backward_key_tile(const BackwardInputs& inputs, const KeyTile& tile,
