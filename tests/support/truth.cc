@@ -63,6 +63,7 @@ struct Order {
   Direction direction = Direction::kForward;  // of the rows, and of each row's keys
   bool scale_first = false;                   // (scale q) . k, not scale (q . k)
   bool regrouped = false;                     // 1 + (t_mean - t), and p outside the brackets
+  bool centred = false;                       // t less its mean over the first few keys
   uint64_t seed = 0;
 
   template <typename Element>
@@ -75,7 +76,7 @@ struct Order {
 };
 
 /// Order 0 is the textbook's, 1 goes from the last to the first, 2 takes even dimensions before odd
-/// ones; the others are shuffled.
+/// ones; the others are shuffled. Every third centres t.
 Order make_order(int idx, size_t head_dim) {
   Order order{.dims = std::vector<size_t>(head_dim), .seed = static_cast<uint64_t>(idx)};
   std::iota(order.dims.begin(), order.dims.end(), size_t{0});
@@ -88,6 +89,7 @@ Order make_order(int idx, size_t head_dim) {
     order.arrange(order.dims);
   order.scale_first = idx % 2 == 1;
   order.regrouped = idx / 2 % 2 == 1;
+  order.centred = idx % 3 == 2;
   return order;
 }
 
@@ -199,6 +201,19 @@ float PlainLoop::score(const PlainRow& row, size_t key) const {
   return sum;
 }
 
+/// The weighted mean of t over the first keys: what kernels take for the centre (docs/math.md).
+float mean_of_first(const std::vector<float>& s, const std::vector<float>& t) {
+  constexpr size_t kFirstKeys = 16;
+  const size_t count = std::min(kFirstKeys, s.size());
+  const float max = *std::max_element(s.begin(), s.begin() + static_cast<int64_t>(count));
+  float weight = 0.0f, sum = 0.0f;
+  for (size_t x = 0; x < count; ++x) {
+    weight += std::exp(s[x] - max);
+    sum += std::exp(s[x] - max) * t[x];
+  }
+  return sum / weight;
+}
+
 void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
   const std::vector<size_t> keys = key_offsets(row);
   result.lse[row.stat] = -std::numeric_limits<double>::infinity();
@@ -209,6 +224,8 @@ void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
     t.push_back(dot(r_, row.query, k_, key));
   }
   const float max = *std::max_element(s.begin(), s.end());
+  const float centre = order_.centred ? mean_of_first(s, t) : 0.0f;
+  for (float& value : t) value -= centre;
   float weight = 0.0f, t_sum = 0.0f;
   std::vector<float> o1(D_), o2(D_);
   for (size_t x = 0; x < s.size(); ++x) {
@@ -224,7 +241,7 @@ void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
   }
   const float t_mean = t_sum / weight;
   result.lse[row.stat] = max + std::log(weight);
-  result.t_mean[row.stat] = t_mean;
+  result.t_mean[row.stat] = centre + t_mean;
   for (size_t d = 0; d < D_; ++d) {
     const size_t at = row.query + order_.dims[d];
     result.out_softmax[at] = round(o1[d] / weight);
