@@ -19,7 +19,8 @@ struct TimingOptions {
 };
 
 /// Runs all candidates in turn, round after round, after one round that is not counted: whatever
-/// else the machine does meets them alike.
+/// else the machine does meets them alike. A short call follows another of its own, not counted, so
+/// that each finds the caches as it leaves them itself.
 std::vector<Timing> time_in_turn(const std::vector<std::function<void()>>& candidates,
                                  const TimingOptions& options);
 

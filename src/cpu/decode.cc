@@ -1,6 +1,6 @@
 // Decode: the forward tiles over a cache. One tile of rows reads each key and value once for all
-// heads of the group; where that leaves too few tasks, the keys are split too and the pieces'
-// sums are added in the order of the keys.
+// heads of the group. Caches are cut into pieces of keys, and a task takes one piece for several
+// key heads, whose keys lie side by side; the pieces' sums are added in the order of the keys.
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <memory>
@@ -22,39 +22,63 @@ int64_t piece_keys(int64_t num_keys) {
                   divide_up(divide_up(num_keys, kMaxPieces), kPieceUnit) * kPieceUnit);
 }
 
-/// The pieces of one row tile: tasks first_task .. first_task + count.
+/// One row tile and its pieces.
 struct SplitTile {
   RowTile tile;
-  int64_t first_task = 0;
   int64_t num_pieces = 1;
   int64_t state_offset = 0;  // floats into the workspace; unused for a single piece
 };
 
+/// One piece of the keys for the tiles first_tile .. first_tile + num_heads, which differ in the
+/// key head only.
+struct PieceTask {
+  int64_t first_tile;
+  int num_heads;
+  int64_t piece;
+};
+
 struct DecodePlan {
   std::vector<SplitTile> tiles;
-  std::vector<int64_t> tile_of_task;
+  std::vector<PieceTask> tasks;
   int64_t workspace_floats = 0;
 };
+
+/// Tasks of a call below which heads are not taken together, so that the threads have work.
+constexpr int64_t kMinTasks = 16;
+
+/// How many of a sequence's key heads a task takes.
+int heads_per_task(const core::Problem& problem, int64_t num_pieces) {
+  const auto num_sequences = static_cast<int64_t>(problem.sequences.size());
+  const int64_t parts = divide_up(kMinTasks, num_sequences * num_pieces);
+  const int64_t heads = divide_up(problem.num_heads_kv, parts);
+  return static_cast<int>(std::min<int64_t>(heads, kMaxTileHeads));
+}
 
 DecodePlan make_plan(const Kernels& kernels, const core::Problem& problem) {
   DecodePlan plan;
   const TileNumbering numbering = number_row_tiles(problem, kernels.wide_rows);
-  for (int64_t number = 0; number < numbering.count(); ++number) {
-    SplitTile split{.tile = row_tile(problem, numbering[number], kernels.wide_rows)};
-    const core::Sequence& sequence =
-        problem.sequences[static_cast<size_t>(split.tile.sequence_idx)];
-    const int64_t num_keys = split.tile.tile.key_end - split.tile.tile.key_begin;
-    if (num_rows(problem, sequence) <= kernels.wide_rows && num_keys > 0)
-      split.num_pieces = divide_up(num_keys, piece_keys(num_keys));
-    split.first_task = static_cast<int64_t>(plan.tile_of_task.size());
-    plan.tile_of_task.insert(plan.tile_of_task.end(), static_cast<size_t>(split.num_pieces),
-                             number);
-    if (split.num_pieces > 1) {
-      split.state_offset = plan.workspace_floats;
-      plan.workspace_floats +=
-          split.num_pieces * state_floats(kernels.padded_dim(problem.head_dim), split.tile.rows);
+  for (int64_t number = 0; number < numbering.count();) {
+    const RowTile tile = row_tile(problem, numbering[number], kernels.wide_rows);
+    const core::Sequence& sequence = problem.sequences[static_cast<size_t>(tile.sequence_idx)];
+    const int64_t num_keys = tile.tile.key_end - tile.tile.key_begin;
+    const bool is_whole = num_rows(problem, sequence) <= kernels.wide_rows;
+    const int64_t num_pieces =
+        is_whole && num_keys > 0 ? divide_up(num_keys, piece_keys(num_keys)) : 1;
+    const bool is_narrow = is_whole && tile.rows == kNarrowRows;
+    const auto num_heads =
+        static_cast<int>(is_narrow ? std::min<int64_t>(heads_per_task(problem, num_pieces),
+                                                       problem.num_heads_kv - tile.head_kv)
+                                   : 1);
+    for (int64_t piece = 0; piece < num_pieces; ++piece)
+      plan.tasks.push_back({.first_tile = number, .num_heads = num_heads, .piece = piece});
+    for (int head = 0; head < num_heads; ++head, ++number) {
+      plan.tiles.push_back({.tile = row_tile(problem, numbering[number], kernels.wide_rows),
+                            .num_pieces = num_pieces,
+                            .state_offset = plan.workspace_floats});
+      if (num_pieces > 1)
+        plan.workspace_floats +=
+            num_pieces * state_floats(kernels.padded_dim(problem.head_dim), tile.rows);
     }
-    plan.tiles.push_back(split);
   }
   return plan;
 }
@@ -72,8 +96,8 @@ class Decoder {
         workspace_(new float[static_cast<size_t>(plan_.workspace_floats)]) {}
 
   void run() {
-    core::parallel_for(static_cast<int64_t>(plan_.tile_of_task.size()),
-                       [this](int64_t task) { run_piece(task); });
+    core::parallel_for(static_cast<int64_t>(plan_.tasks.size()),
+                       [this](int64_t task) { run_piece(plan_.tasks[static_cast<size_t>(task)]); });
     if (plan_.workspace_floats > 0)
       core::parallel_for(static_cast<int64_t>(plan_.tiles.size()), [this](int64_t idx) {
         merge_pieces(plan_.tiles[static_cast<size_t>(idx)]);
@@ -99,27 +123,37 @@ class Decoder {
                        padded_, rows);
   }
 
-  void run_piece(int64_t task) {
-    const SplitTile& split =
-        plan_.tiles[static_cast<size_t>(plan_.tile_of_task[static_cast<size_t>(task)])];
-    const RowTile& tile = split.tile;
-    TileInputs inputs = tile_inputs(problem_, sequence(tile), tile.head_kv);
-    packed_.add_to(inputs, tile.sequence_idx, tile.head_kv);
+  void run_piece(const PieceTask& task) {
+    const SplitTile* const tiles = plan_.tiles.data() + task.first_tile;
+    const RowTile& first = tiles[0].tile;
     const int64_t scratch_floats = kernels_.scratch_floats(padded_);
-    float* const scratch =
-        thread_scratch(scratch_floats + state_floats(padded_, kernels_.wide_rows));
-    if (split.num_pieces == 1) {
-      const TileState whole = carve_state(scratch + scratch_floats, padded_, tile.rows);
-      kernels_.forward(inputs, tile.tile, tile.rows, whole, scratch);
-      finish(inputs, tile, whole, scratch);
-      return;
+    const int64_t states_floats = state_floats(padded_, first.rows);
+    float* const scratch = thread_scratch(scratch_floats + task.num_heads * states_floats);
+    TileInputs inputs[kMaxTileHeads];
+    TileState states[kMaxTileHeads];
+    for (int head = 0; head < task.num_heads; ++head) {
+      const RowTile& tile = tiles[head].tile;
+      inputs[head] = tile_inputs(problem_, sequence(tile), tile.head_kv);
+      packed_.add_to(inputs[head], tile.sequence_idx, tile.head_kv);
+      states[head] =
+          tiles[head].num_pieces == 1
+              ? carve_state(scratch + scratch_floats + head * states_floats, padded_, tile.rows)
+              : state(tiles[head], task.piece);
     }
-    const int64_t piece = task - split.first_task;
-    QueryTile part = tile.tile;
+    QueryTile part = first.tile;
     const int64_t step = piece_keys(part.key_end - part.key_begin);
-    part.key_begin += piece * step;
-    part.key_end = std::min(part.key_begin + step, part.key_end);
-    kernels_.forward(inputs, part, tile.rows, state(split, piece), scratch);
+    if (tiles[0].num_pieces > 1) {
+      part.key_begin += task.piece * step;
+      part.key_end = std::min(part.key_begin + step, part.key_end);
+    }
+    if (first.rows == kNarrowRows)
+      kernels_.narrow_forward({.inputs = inputs, .states = states, .count = task.num_heads}, part,
+                              scratch);
+    else
+      kernels_.forward(inputs[0], part, first.rows, states[0], scratch);
+    for (int head = 0; head < task.num_heads; ++head)
+      if (tiles[head].num_pieces == 1)
+        finish(inputs[head], tiles[head].tile, states[head], scratch);
   }
 
   void merge_pieces(const SplitTile& split) {

@@ -21,6 +21,10 @@ constexpr int kNarrowRows = 8;
 /// take twice as many 16-bit numbers.
 constexpr int kPadding = 16;
 
+constexpr int kMaxHeadDim = 256;
+/// Key heads that a narrow kernel takes at once.
+constexpr int kMaxTileHeads = 16;
+
 /// Rows of packed operands are packed in blocks of this many.
 constexpr int kPackedRows = 32;
 
@@ -103,6 +107,13 @@ struct TileState {
 };
 constexpr int64_t state_floats(int64_t padded_dim, int rows) { return (2 * padded_dim + 6) * rows; }
 
+/// Tiles at the same rows and keys of several key heads of one sequence.
+struct HeadTiles {
+  const TileInputs* inputs;
+  const TileState* states;
+  int count;  // up to kMaxTileHeads
+};
+
 struct ForwardOutputs {
   RowTensor<void> out, out_softmax;  // out_softmax.data may be null
   RowScalars<float> lse, t_mean;     // so may these
@@ -183,6 +194,8 @@ struct Kernels {
   void (*pack)(const PackJob&);
   /// Starts `state` and runs over the tile's keys.
   void (*forward)(const TileInputs&, const QueryTile&, int rows, const TileState&, float* scratch);
+  /// forward() for kNarrowRows rows of several key heads.
+  void (*narrow_forward)(const HeadTiles&, const QueryTile&, float* scratch);
   /// state <- the state over the keys of both. An empty `other` changes nothing.
   void (*merge)(const TileState& state, const TileState& other, int head_dim, int rows);
   /// Writes the outputs of the tile's rows.

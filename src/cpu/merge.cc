@@ -17,7 +17,6 @@ namespace parallax::cpu {
 namespace {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
-constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kRowsPerTask = 64;  // about 30 us of work: more than waking a thread costs
 
 /// One head of one query, in whichever of the two layouts; packed ones are a single sequence.

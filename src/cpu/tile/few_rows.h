@@ -1,135 +1,112 @@
-// Forward for a tile of at most four rows of one token, as in decoding: the head dimension is in
+// Forward for tiles of at most four rows of one token, as in decoding: the head dimension is in
 // the lanes, so that every key and value is loaded and converted once for all rows and no lane
-// idles. (The wide tiles keep rows in the lanes: fewer than eight of them would leave most lanes
-// empty, 4 to 8 times the instructions, and decoding no longer waits for memory.)
-// Blocks of up to kFewKeys keys: scores with a horizontal sum per key and row, the softmax with
-// keys in the lanes, then the value sums with their accumulators in registers.
+// idles. (With rows in the lanes, fewer than eight would leave most lanes empty.)
+// Several key heads go through the keys together, block by block: in a cache [B, T, H, D] the heads
+// of a key lie side by side, and a thread that takes them all reads its memory from end to end.
+// A block: scores with a horizontal sum per key and row, the softmax with keys in the lanes, then
+// the value sums with their accumulators in registers.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include "cpu/tile/forward_tile.h"
+#include "cpu/tile/key_block.h"
+#include "cpu/tile/row_loads.h"
 
 namespace parallax::cpu {
 namespace {
 
 constexpr int kFewRows = 4;
-constexpr int kFewKeys = 64;
 
-/// kVectorFloats numbers of a row, as floats.
-template <DType kType>
-PLX_INLINE Floats<kVectorFloats> load_numbers(const void* row, int64_t idx) {
-  constexpr int kWidth = kVectorFloats;
-  if constexpr (kType == DType::kFloat32) {
-    return load<Floats<kWidth>>(static_cast<const float*>(row) + idx);
-  } else {
-    const auto* const source = static_cast<const uint16_t*>(row) + idx;
-    typedef uint16_t Halves __attribute__((vector_size(2 * kWidth)));
-    if constexpr (kType == DType::kBFloat16) {
-      using U = typename VectorTypes<kWidth>::Unsigned;
-      return reinterpret_cast<Floats<kWidth>>(__builtin_convertvector(load<Halves>(source), U)
-                                              << 16);
-    } else {
-#if PLX_VECTOR_BYTES == 64
-      return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(source)));
-#elif PLX_VECTOR_BYTES == 32
-      return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));
-#else
-      Floats<kWidth> value;
-      for (int lane = 0; lane < kWidth; ++lane) value[lane] = from_float16(source[lane]);
-      return value;
-#endif
-    }
-  }
-}
-
-/// Where the keys first_key .. first_key + count lie.
-static void find_keys(const KeyTensor& tensor, int64_t first_key, int64_t count,
-                      const void** addresses) {
-  int64_t idx = 0;
-  while (idx < count) {
-    const void* address = key_address(tensor, first_key + idx);
-    int64_t run = count - idx;
-    if (tensor.pages != nullptr) {
-      const int64_t left = tensor.page_size - (first_key + idx) % tensor.page_size;
-      run = left < run ? left : run;
-    }
-    for (; run > 0; --run, ++idx) {
-      addresses[idx] = address;
-      address = advance(address, tensor.dtype, tensor.token_stride);
-    }
-  }
-}
-
-/// Asks for the rows of the next block while this one is computed: with several heads in a cache's
-/// row, each head's part is too short for the hardware to see a stream.
-PLX_INLINE void prefetch_rows(const void* const* rows, int64_t count, int64_t bytes) {
-  for (int64_t idx = 0; idx < count; ++idx)
-    for (int64_t byte = 0; byte < bytes; byte += 64)
-      __builtin_prefetch(static_cast<const char*>(rows[idx]) + byte, /*rw=*/0, /*locality=*/2);
-}
-
-/// One block of keys: where they and their values lie.
-struct KeyBlock {
-  int64_t count = 0;
-  const void *keys[kFewKeys], *values[kFewKeys];
-
-  void find(const TileInputs& inputs, const QueryTile& tile, int64_t first_key) {
-    const int64_t left = tile.key_end - first_key;
-    count = left < 0 ? 0 : (left < kFewKeys ? left : kFewKeys);
-    find_keys(inputs.k, first_key, count, keys);
-    find_keys(inputs.v, first_key, count, values);
-  }
+/// The numbers first .. end of rows that lie row_stride apart.
+struct DepthSpan {
+  int first, end, row_stride;
 };
 
-/// The rows of a tile, their scores of one block of keys, and their sums.
+/// The rows of one key head and their sums.
 template <int kRows>
 struct FewRows {
-  const float *q, *r;                            // [kRows][D]
-  float *o1, *o2;                                // [kRows][D]
-  float s[kRows][kFewKeys], t[kRows][kFewKeys];  // then w and w (t - centre)
+  const float *q, *r;  // [kRows][D]
+  float *o1, *o2;      // [kRows][D]
   float max[kRows], weight[kRows], t_sum[kRows], centre[kRows];
+};
+
+/// Scores of one head and block, then w and w (t - centre); what the old sums are multiplied by.
+template <int kRows>
+struct FewScores {
+  float s[kRows][kFewKeys], t[kRows][kFewKeys];
   float rescale[kRows];
 };
 
-/// s = q.k and t = r.k of `count` keys.
-template <int kRows, DType kType>
-PLX_INLINE void few_scores(FewRows<kRows>& rows, const void* const* k, int64_t count,
-                           int head_dim) {
+/// Keys whose scores are computed at once: 2 kRows sums each.
+template <int kRows>
+constexpr int kScoreKeys = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;
+
+/// The part of the scores of kScoreKeys keys from depth.first on, kVectors vectors at a time.
+/// totals: q.k as [kRows][kScoreKeys], then r.k.
+template <int kRows, DType kType, int kVectors>
+PLX_INLINE void score_keys(const FewRows<kRows>& rows, HeadRows k, DepthSpan depth, float* totals) {
   using F = Floats<kVectorFloats>;
-  constexpr int kKeys = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;  // at once: 2 kRows sums each
-  for (int64_t first = 0; first < count; first += kKeys) {
-    const void* keys[kKeys];
-    for (int i = 0; i < kKeys; ++i) keys[i] = k[first + i < count ? first + i : count - 1];
-    F s[kKeys][kRows] = {}, t[kKeys][kRows] = {};
-    for (int d = 0; d < head_dim; d += kVectorFloats) {
-      F key[kKeys];
+  constexpr int kKeys = kScoreKeys<kRows>, kSums = 2 * kRows * kKeys;
+  const void* keys[kKeys];
 #pragma GCC unroll 8
-      for (int i = 0; i < kKeys; ++i) key[i] = load_numbers<kType>(keys[i], d);
+  for (int i = 0; i < kKeys; ++i) keys[i] = k[i];
+  F sums[kSums];  // in the order of totals
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) sums[i] = F{};
+  for (int d = depth.first; d < depth.end; d += kVectors * kVectorFloats) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kKeys; ++i) {
+      F key[kVectors];
+      if constexpr (kVectors == 2)
+        load_pair<kType>(keys[i], d, key[0], key[1]);
+      else
+        key[0] = load_numbers<kType>(keys[i], d);
+#pragma GCC unroll 2
+      for (int n = 0; n < kVectors; ++n)
 #pragma GCC unroll 4
-      for (int row = 0; row < kRows; ++row) {
-        const F q = load<F>(rows.q + row * head_dim + d), r = load<F>(rows.r + row * head_dim + d);
-#pragma GCC unroll 8
-        for (int i = 0; i < kKeys; ++i) {
-          s[i][row] = multiply_add(key[i], q, s[i][row]);
-          t[i][row] = multiply_add(key[i], r, t[i][row]);
+        for (int row = 0; row < kRows; ++row) {
+          const int64_t at = row * depth.row_stride + d + n * kVectorFloats;
+          F& s = sums[row * kKeys + i];
+          F& t = sums[(kRows + row) * kKeys + i];
+          s = multiply_add(key[n], load<F>(rows.q + at), s);
+          t = multiply_add(key[n], load<F>(rows.r + at), t);
         }
-      }
     }
-    for (int i = 0; i < kKeys && first + i < count; ++i)
-      for (int row = 0; row < kRows; ++row) {
-        rows.s[row][first + i] = sum_of_lanes(s[i][row]);
-        rows.t[row][first + i] = sum_of_lanes(t[i][row]);
-      }
+  }
+#pragma GCC unroll 4
+  for (int part = 0; part < kSums; part += kVectorFloats)
+    store(totals + part, sums_of_lanes(sums + part));
+}
+
+/// s = q.k and t = r.k of `count` keys, rounded up to whole kScoreKeys.
+template <int kRows, DType kType>
+PLX_INLINE void few_scores(const FewRows<kRows>& rows, HeadRows k, int64_t count, int head_dim,
+                           FewScores<kRows>& scores) {
+  constexpr int kKeys = kScoreKeys<kRows>;
+  const int paired = head_dim / kPairFloats * kPairFloats;
+  for (int64_t first = 0; first < count; first += kKeys, k.rows += kKeys) {
+    float totals[2 * kRows * kKeys];
+    score_keys<kRows, kType, 2>(rows, k, {0, paired, head_dim}, totals);
+    if (paired < head_dim) {
+      float more[2 * kRows * kKeys];
+      score_keys<kRows, kType, 1>(rows, k, {paired, head_dim, head_dim}, more);
+      for (int idx = 0; idx < 2 * kRows * kKeys; ++idx) totals[idx] += more[idx];
+    }
+    for (int row = 0; row < kRows; ++row) {
+      std::memcpy(scores.s[row] + first, totals + row * kKeys, kKeys * sizeof(float));
+      std::memcpy(scores.t[row] + first, totals + (kRows + row) * kKeys, kKeys * sizeof(float));
+    }
   }
 }
 
 /// The softmax step of one row over `count` keys. As softmax_step, with the keys in the lanes.
 template <int kRows>
-static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, float softmax_scale) {
+static void few_softmax(FewRows<kRows>& rows, FewScores<kRows>& scores, int row, int64_t count,
+                        float softmax_scale) {
   using F = Floats<kVectorFloats>;
   using I = Ints<kVectorFloats>;
-  float* const s = rows.s[row];
-  float* const t = rows.t[row];
+  float* const s = scores.s[row];
+  float* const t = scores.t[row];
   F block_max = splat<kVectorFloats>(-kInfinity);
   for (int lane = 0; lane < count; lane += kVectorFloats) {
     const I key = iota<kVectorFloats>() + lane;
@@ -161,53 +138,64 @@ static void few_softmax(FewRows<kRows>& rows, int row, int64_t count, float soft
   }
   block_t = sum_of_lanes(t_sum);
   const float alpha = exponential<4>(splat<4>(old_max - safe_max))[0];
-  rows.rescale[row] = alpha;
+  scores.rescale[row] = alpha;
   rows.max[row] = max;
   rows.weight[row] = rows.weight[row] * alpha + block_weight;
   rows.t_sum[row] = rows.t_sum[row] * alpha + block_t;
 }
 
-/// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre). The block is summed from zero.
-template <int kRows, DType kType>
-PLX_INLINE void few_values(FewRows<kRows>& rows, const void* const* v, int64_t count,
-                           int head_dim) {
+/// Vectors of each value sum that fit the registers, and rows that they serve at once.
+constexpr int kValueVectors = PLX_VECTOR_BYTES == 64 ? 8 : 4;
+template <int kRows>
+constexpr int kValueRows = kRows < kValueVectors / 2 ? kRows : kValueVectors / 2;
+
+/// kCount vectors of the value sums of the rows row .. row + kValueRows, from depth.first on: an
+/// even number of them, or the last one.
+template <int kRows, DType kType, int kCount>
+PLX_INLINE void add_few_values(FewRows<kRows>& rows, int first_row, const FewScores<kRows>& scores,
+                               HeadRows v, int64_t count, DepthSpan depth) {
   using F = Floats<kVectorFloats>;
-  constexpr int kVectors = (PLX_VECTOR_BYTES == 64 ? 8 : 4) / kRows;  // of D at once
-  const auto add = [&]<int kCount>(int first) __attribute__((always_inline)) {
-    F o1[kRows][kCount]{}, o2[kRows][kCount]{};
-    for (int64_t key = 0; key < count; ++key) {
-      const void* const source = v[key];
-      F value[kCount];
-#pragma GCC unroll 8
-      for (int n = 0; n < kCount; ++n)
-        value[n] = load_numbers<kType>(source, first + n * kVectorFloats);
+  F o1[kValueRows<kRows>][kCount]{}, o2[kValueRows<kRows>][kCount]{};
+  for (int64_t key = 0; key < count; ++key) {
+    const void* const source = v[key];
+    F value[kCount];
+    if constexpr (kCount == 1) value[0] = load_numbers<kType>(source, depth.first);
 #pragma GCC unroll 4
-      for (int row = 0; row < kRows; ++row) {
-        const F w = splat<kVectorFloats>(rows.s[row][key]);
-        const F u = splat<kVectorFloats>(rows.t[row][key]);
-#pragma GCC unroll 8
-        for (int n = 0; n < kCount; ++n) {
-          o1[row][n] = multiply_add(value[n], w, o1[row][n]);
-          o2[row][n] = multiply_add(value[n], u, o2[row][n]);
-        }
-      }
-    }
-    for (int row = 0; row < kRows; ++row)
+    for (int n = 0; n + 1 < kCount; n += 2)
+      load_pair<kType>(source, depth.first + n * kVectorFloats, value[n], value[n + 1]);
+#pragma GCC unroll 4
+    for (int row = 0; row < kValueRows<kRows>; ++row) {
+      const F w = splat<kVectorFloats>(scores.s[first_row + row][key]);
+      const F u = splat<kVectorFloats>(scores.t[first_row + row][key]);
 #pragma GCC unroll 8
       for (int n = 0; n < kCount; ++n) {
-        const int at = row * head_dim + first + n * kVectorFloats;
-        store(rows.o1 + at, load<F>(rows.o1 + at) * rows.rescale[row] + o1[row][n]);
-        store(rows.o2 + at, load<F>(rows.o2 + at) * rows.rescale[row] + o2[row][n]);
+        o1[row][n] = multiply_add(value[n], w, o1[row][n]);
+        o2[row][n] = multiply_add(value[n], u, o2[row][n]);
       }
-  };
-  int d = 0;
-  for (; d + kVectors * kVectorFloats <= head_dim; d += kVectors * kVectorFloats)
-    add.template operator()<kVectors>(d);
-  for (; d < head_dim; d += kVectorFloats) add.template operator()<1>(d);
+    }
+  }
+  for (int row = 0; row < kValueRows<kRows>; ++row)
+#pragma GCC unroll 8
+    for (int n = 0; n < kCount; ++n) {
+      const int64_t at = (first_row + row) * depth.row_stride + depth.first + n * kVectorFloats;
+      const float rescale = scores.rescale[first_row + row];
+      store(rows.o1 + at, load<F>(rows.o1 + at) * rescale + o1[row][n]);
+      store(rows.o2 + at, load<F>(rows.o2 + at) * rescale + o2[row][n]);
+    }
+}
+
+/// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre). The block is summed from zero.
+template <int kRows, DType kType, int kCount = kValueVectors / kValueRows<kRows>>
+PLX_INLINE void few_values(FewRows<kRows>& rows, const FewScores<kRows>& scores, HeadRows v,
+                           int64_t count, DepthSpan depth) {
+  for (; depth.first + kCount * kVectorFloats <= depth.end; depth.first += kCount * kVectorFloats)
+    for (int row = 0; row < kRows; row += kValueRows<kRows>)
+      add_few_values<kRows, kType, kCount>(rows, row, scores, v, count, depth);
+  if constexpr (kCount > 1) few_values<kRows, kType, kCount / 2>(rows, scores, v, count, depth);
 }
 
 /// Loads up to kRows rows of q and r, zeros for the missing.
-template <int kRows>
+template <int kRows, DType kType>
 static void start_few_rows(const TileInputs& inputs, const QueryTile& tile, float* memory,
                            FewRows<kRows>& rows) {
   const int head_dim = inputs.head_dim;
@@ -215,6 +203,7 @@ static void start_few_rows(const TileInputs& inputs, const QueryTile& tile, floa
   float* const r = q + kRows * head_dim;
   load_rows(q, inputs.q, tile, inputs.group, head_dim, head_dim, kRows);
   load_rows(r, inputs.r, tile, inputs.group, head_dim, head_dim, kRows);
+  arrange_rows<kType>(q, 2 * kRows, head_dim);
   rows.q = q;
   rows.r = r;
   rows.o1 = r + kRows * head_dim;
@@ -223,32 +212,11 @@ static void start_few_rows(const TileInputs& inputs, const QueryTile& tile, floa
   for (int row = 0; row < kRows; ++row) {
     rows.max[row] = -kInfinity;
     rows.weight[row] = rows.t_sum[row] = rows.centre[row] = 0.0f;
-    for (int key = 0; key < kFewKeys; ++key) rows.s[row][key] = rows.t[row][key] = 0.0f;
   }
 }
 
 template <int kRows, DType kType>
-static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
-                          float* scratch) {
-  const int head_dim = inputs.head_dim;
-  FewRows<kRows> rows;
-  start_few_rows<kRows>(inputs, tile, scratch, rows);
-  const int64_t row_bytes = head_dim * element_bytes(kType);
-  KeyBlock blocks[2];
-  blocks[0].find(inputs, tile, tile.key_begin);
-  int current = 0;
-  for (int64_t key = tile.key_begin; key < tile.key_end; key += kFewKeys, current ^= 1) {
-    const KeyBlock& block = blocks[current];
-    KeyBlock& next = blocks[current ^ 1];
-    next.find(inputs, tile, key + kFewKeys);
-    const int64_t count = block.count;
-    prefetch_rows(next.keys, next.count, row_bytes);
-    few_scores<kRows, kType>(rows, block.keys, count, head_dim);
-    prefetch_rows(next.values, next.count, row_bytes);
-    for (int row = 0; row < kRows; ++row)
-      few_softmax<kRows>(rows, row, count, inputs.softmax_scale);
-    few_values<kRows, kType>(rows, block.values, count, head_dim);
-  }
+static void store_few_rows(const FewRows<kRows>& rows, int head_dim, const TileState& state) {
   start_state(state, kNarrowRows, padded_dim(head_dim));
   for (int row = 0; row < kRows; ++row) {
     state.max[row] = rows.max[row];
@@ -256,36 +224,76 @@ static void few_rows_tile(const TileInputs& inputs, const QueryTile& tile, const
     state.t_sum[row] = rows.t_sum[row];
     state.centre[row] = rows.centre[row];
     for (int d = 0; d < head_dim; ++d) {
-      state.sums[d * 2 * kNarrowRows + row] = rows.o1[row * head_dim + d];
-      state.sums[d * 2 * kNarrowRows + kNarrowRows + row] = rows.o2[row * head_dim + d];
+      const int place = row * head_dim + loaded_place<kType>(d, head_dim);
+      state.sums[d * 2 * kNarrowRows + row] = rows.o1[place];
+      state.sums[d * 2 * kNarrowRows + kNarrowRows + row] = rows.o2[place];
     }
   }
 }
 
-template <DType kType>
-PLX_INLINE void few_rows_of_type(const TileInputs& inputs, const QueryTile& tile,
-                                 const TileState& state, float* scratch) {
-  if (tile.num_rows == 1)
-    few_rows_tile<1, kType>(inputs, tile, state, scratch);
-  else if (tile.num_rows == 2)
-    few_rows_tile<2, kType>(inputs, tile, state, scratch);
-  else
-    few_rows_tile<4, kType>(inputs, tile, state, scratch);
+template <int kRows, DType kType>
+static void few_rows_tiles(const HeadTiles& heads, const QueryTile& tile, float* scratch) {
+  const TileInputs& first = heads.inputs[0];
+  const int head_dim = first.head_dim;
+  FewRows<kRows> rows[kMaxTileHeads];
+  FewScores<kRows> scores{};
+  int64_t k_offsets[kMaxTileHeads], v_offsets[kMaxTileHeads];
+  for (int head = 0; head < heads.count; ++head) {
+    const TileInputs& in = heads.inputs[head];
+    start_few_rows<kRows, kType>(in, tile, scratch + head * 4 * kRows * head_dim, rows[head]);
+    k_offsets[head] = static_cast<const char*>(in.k.data) - static_cast<const char*>(first.k.data);
+    v_offsets[head] = static_cast<const char*>(in.v.data) - static_cast<const char*>(first.v.data);
+  }
+  const RowRuns k_runs = row_runs(k_offsets, heads.count, head_dim * element_bytes(kType));
+  const RowRuns v_runs = row_runs(v_offsets, heads.count, head_dim * element_bytes(kType));
+  KeyBlock blocks[2];
+  blocks[0].find(first, tile, tile.key_begin);
+  int current = 0;
+  for (int64_t key = tile.key_begin; key < tile.key_end; key += kFewKeys, current ^= 1) {
+    const KeyBlock& block = blocks[current];
+    KeyBlock& next = blocks[current ^ 1];
+    next.find(first, tile, key + kFewKeys);
+    for (int head = 0; head < heads.count; ++head) {
+      const int64_t begin = head * next.count / heads.count;
+      const int64_t end = (head + 1) * next.count / heads.count;
+      prefetch_rows(next.keys + begin, next.keys + end, k_runs);
+      few_scores<kRows, kType>(rows[head], {block.keys, k_offsets[head]}, block.count, head_dim,
+                               scores);
+      prefetch_rows(next.values + begin, next.values + end, v_runs);
+      for (int row = 0; row < kRows; ++row)
+        few_softmax<kRows>(rows[head], scores, row, block.count, first.softmax_scale);
+      few_values<kRows, kType>(rows[head], scores, {block.values, v_offsets[head]}, block.count,
+                               {0, head_dim, head_dim});
+    }
+  }
+  for (int head = 0; head < heads.count; ++head)
+    store_few_rows<kRows, kType>(rows[head], head_dim, heads.states[head]);
 }
 
-/// A narrow tile by whichever kernel suits its rows: few ones of a single token see the same keys.
-static void narrow_forward_tile(const TileInputs& inputs, const QueryTile& tile,
-                                const TileState& state, float* scratch) {
-  const int64_t last_row = tile.first_row + tile.num_rows - 1;
-  const bool same_token = tile.first_row / inputs.group == last_row / inputs.group;
-  if (tile.num_rows > kFewRows || !same_token || inputs.head_dim % kVectorFloats != 0)
-    forward_tile<kNarrowRows>(inputs, tile, state, scratch);
-  else if (inputs.k.dtype == DType::kFloat32)
-    few_rows_of_type<DType::kFloat32>(inputs, tile, state, scratch);
-  else if (inputs.k.dtype == DType::kBFloat16)
-    few_rows_of_type<DType::kBFloat16>(inputs, tile, state, scratch);
+template <DType kType>
+PLX_INLINE void few_rows_of_type(const HeadTiles& heads, const QueryTile& tile, float* scratch) {
+  if (tile.num_rows == 1)
+    few_rows_tiles<1, kType>(heads, tile, scratch);
+  else if (tile.num_rows == 2)
+    few_rows_tiles<2, kType>(heads, tile, scratch);
   else
-    few_rows_of_type<DType::kFloat16>(inputs, tile, state, scratch);
+    few_rows_tiles<4, kType>(heads, tile, scratch);
+}
+
+/// Narrow tiles by whichever kernel suits their rows: few ones of a single token see the same keys.
+static void narrow_forward_tiles(const HeadTiles& heads, const QueryTile& tile, float* scratch) {
+  const TileInputs& first = heads.inputs[0];
+  const int64_t last_row = tile.first_row + tile.num_rows - 1;
+  const bool same_token = tile.first_row / first.group == last_row / first.group;
+  if (tile.num_rows > kFewRows || !same_token || first.head_dim % kVectorFloats != 0)
+    for (int head = 0; head < heads.count; ++head)
+      forward_tile<kNarrowRows>(heads.inputs[head], tile, heads.states[head], scratch);
+  else if (first.k.dtype == DType::kFloat32)
+    few_rows_of_type<DType::kFloat32>(heads, tile, scratch);
+  else if (first.k.dtype == DType::kBFloat16)
+    few_rows_of_type<DType::kBFloat16>(heads, tile, scratch);
+  else
+    few_rows_of_type<DType::kFloat16>(heads, tile, scratch);
 }
 
 }  // namespace

@@ -15,7 +15,7 @@ void forward(const TileInputs& inputs, const QueryTile& tile, int rows, const Ti
   if (rows == kWideRows)
     forward_tile<kWideRows>(inputs, tile, state, scratch);
   else
-    narrow_forward_tile(inputs, tile, state, scratch);
+    narrow_forward_tiles({.inputs = &inputs, .states = &state, .count = 1}, tile, scratch);
 }
 
 void merge(const TileState& state, const TileState& other, int head_dim, int rows) {
@@ -52,6 +52,7 @@ constexpr Kernels make_kernels(const char* isa) {
           .scratch_fixed = 5 * 64 * 64,
           .pack = nullptr,
           .forward = forward,
+          .narrow_forward = narrow_forward_tiles,
           .merge = merge,
           .finish = finish,
           .fused_backward = fused_backward_tile,

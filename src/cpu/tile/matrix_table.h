@@ -42,6 +42,7 @@ constexpr Kernels make_matrix_kernels(const char* isa) {
           .scratch_fixed = 10 * 64 * 64,
           .pack = pack_block,
           .forward = matrix_forward,
+          .narrow_forward = narrow_forward_tiles,
           .merge = matrix_merge,
           .finish = matrix_finish,
           .fused_backward = nullptr,
