@@ -10,7 +10,7 @@
 namespace parallax::cpu {
 
 /// Memory beside the outputs: a fixed scratch per thread, and for kernels that pack their operands
-/// a copy of k and v.
+/// a copy of k and v, of which the calling thread keeps up to 32 MiB for its next call (scratch.h).
 void forward(const Kernels& kernels, const ForwardArgs& args);
 
 /// Memory beside the outputs: a fixed scratch per thread, and in half types fp32 sums for dk and dv

@@ -19,9 +19,9 @@ void PackedOperand::fill(const core::Problem& problem, PackedForm form, const Nu
   for (const core::Sequence& sequence : problem.sequences)
     block_starts_.push_back(block_starts_.back() + num_heads_ * count_blocks(num_rows(sequence)));
   const int64_t count = block_starts_.back() * block_elements_;
-  if (form != PackedForm::kTransposed) tiles_ = make_aligned_array<uint16_t>(count);
-  if (form != PackedForm::kTiles) transposed_ = make_aligned_array<uint16_t>(count);
-  not_finite_ = make_aligned_array<uint32_t>(block_starts_.back());
+  if (form != PackedForm::kTransposed) tiles_ = make_call_array<uint16_t>(count);
+  if (form != PackedForm::kTiles) transposed_ = make_call_array<uint16_t>(count);
+  not_finite_ = make_call_array<uint32_t>(block_starts_.back());
   const TileNumbering blocks(
       problem, [&](const core::Sequence& sequence) { return count_blocks(num_rows(sequence)); });
   constexpr int64_t kBlocksPerTask = 16;

@@ -47,8 +47,8 @@ class PackedOperand {
   int64_t num_heads_ = 0;
   int64_t block_elements_ = 0;
   std::vector<int64_t> block_starts_{};  // per sequence: blocks of all heads before it
-  AlignedArray<uint16_t> tiles_{}, transposed_{};
-  AlignedArray<uint32_t> not_finite_{};
+  CallArray<uint16_t> tiles_{}, transposed_{};
+  CallArray<uint32_t> not_finite_{};
 };
 
 }  // namespace parallax::cpu

@@ -5,6 +5,7 @@
 
 #include "cpu/tile/kernel_table.h"
 #include "cpu/tile/matrix_key_pass.h"
+#include "cpu/tile/matrix_pack.h"
 
 namespace parallax::cpu {
 namespace {

@@ -1,5 +1,5 @@
-// The matrix unit: bfloat16 tile products with fp32 sums (Intel AMX-BF16), the packing that it
-// needs, and the one product that all kernels are made of. With PLX_EMULATE_AMX the eight tile
+// The matrix unit: bfloat16 tile products with fp32 sums (Intel AMX-BF16), and the one product that
+// all kernels are made of. With PLX_EMULATE_AMX the eight tile
 // registers are memory, so that the kernels run, slowly, on any machine; the products have the
 // unit's bits but for subnormal numbers, which it takes for 0.
 //
@@ -226,48 +226,6 @@ PLX_INLINE void round_to_pairs(uint16_t* target, const float* source, int64_t st
     for (int lane = 0; lane < kTileRows; lane += kWidth)
       store_pair<kWidth>(target + row * kTileRows + 2 * lane, load<F>(source + row * stride + lane),
                          load<F>(source + (row + 1) * stride + lane), ignored);
-}
-
-/// Rows of bfloat16 -> both packed forms (kernels.h, PackedRows).
-static void pack_block(const PackJob& job) {
-  const int padded = matrix_dim(job.head_dim);
-  const uint16_t* sources[kPackedRows];
-  for (int idx = 0; idx < kPackedRows; ++idx) {
-    const int64_t row = job.first_row + idx;
-    const bool exists = row >= job.begin && row < job.end;
-    const void* const source = !exists               ? nullptr
-                               : job.keys != nullptr ? key_address(*job.keys, row)
-                                                     : row_address(*job.rows, row, job.group);
-    sources[idx] = static_cast<const uint16_t*>(source);
-  }
-  *job.not_finite = 0;
-  for (int depth = 0; depth < padded; depth += kTileDepth) {
-    alignas(64) uint16_t rows[kPackedRows][kTileDepth];
-    const int count = job.head_dim - depth < kTileDepth ? job.head_dim - depth : kTileDepth;
-    for (int row = 0; row < kPackedRows; ++row) {
-      std::memset(rows[row], 0, sizeof rows[row]);
-      if (sources[row] != nullptr)
-        std::memcpy(rows[row], sources[row] + depth, static_cast<size_t>(count) * 2);
-    }
-    for (int row = 0; row < kPackedRows; ++row) {
-      bool bad = false;
-      for (int d = 0; d < kTileDepth; ++d) bad |= (rows[row][d] & 0x7f80u) == 0x7f80u;
-      *job.not_finite |= static_cast<uint32_t>(bad) << row;
-    }
-    if (job.tiles != nullptr)
-      for (int half = 0; half < 2; ++half)
-        std::memcpy(job.tiles + (half * padded + depth) * kTileRows, rows[half * kTileRows],
-                    kTileElements * sizeof(uint16_t));
-    if (job.transposed == nullptr) continue;
-    // Pairs of rows as words [16][32], then the words transposed: [32 of D][16 words].
-    alignas(64) uint32_t words[kPackedRows / 2][kTileDepth];
-    for (int pair = 0; pair < kPackedRows / 2; ++pair)
-      for (int d = 0; d < kTileDepth; ++d)
-        words[pair][d] = static_cast<uint32_t>(rows[2 * pair][d]) |
-                         static_cast<uint32_t>(rows[2 * pair + 1][d]) << 16;
-    auto* const target = reinterpret_cast<float*>(job.transposed + depth * kPackedRows);
-    transpose(target, 16, reinterpret_cast<const float*>(words), kTileDepth, 16, kTileDepth);
-  }
 }
 
 }  // namespace
