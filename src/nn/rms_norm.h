@@ -22,6 +22,8 @@ class RmsNormImpl : public torch::nn::Module {
     return norm_rope(x, {.gain = weight, .eps = eps_, .dtype = dtype});
   }
 
+  double eps() const { return eps_; }
+
   torch::Tensor weight;
 
  private:

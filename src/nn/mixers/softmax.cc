@@ -44,7 +44,7 @@ Tensor SoftmaxMixer::heads(Linear& proj, const Tensor& x) const {
 Tensor SoftmaxMixer::turned_heads(Linear& proj, const RmsNorm& norm, const Tensor& x,
                                   const RotaryTables* rope) const {
   return norm_rope(heads(proj, x), {.gain = norm ? norm->weight : Tensor(),
-                                    .eps = config_.rms_norm_eps,
+                                    .eps = norm ? norm->eps() : 0,
                                     .rope = rope,
                                     .dtype = compute_dtype(x)});
 }
