@@ -1,5 +1,6 @@
 // plx_logits_tool FOLDER TOKENS NUM_SEQUENCES PREFILL OUT: the logits of a checkpoint, twice.
 // plx_logits_tool --copy FOLDER OUT_FOLDER: loads a checkpoint and saves it again.
+// plx_logits_tool --new FOLDER SEED: adds the random weights of a new model to a config.json.
 //
 // TOKENS holds int64 [B, T], OUT receives float32 [2, B, T, V], both raw: first the logits of whole
 // sequences, then those through the key-value cache, where the first PREFILL + b tokens of sequence
@@ -21,6 +22,12 @@ namespace {
 void run(const std::vector<std::string>& args) {
   if (args.size() == 3 && args[0] == "--copy") {
     parallax::nn::save_pretrained(parallax::nn::load_pretrained(args[1]), args[2]);
+    return;
+  }
+  if (args.size() == 3 && args[0] == "--new") {
+    torch::manual_seed(std::stoull(args[2]));
+    parallax::nn::save_pretrained(parallax::nn::Decoder(parallax::nn::load_config(args[1])),
+                                  args[1]);
     return;
   }
   PLX_CHECK(args.size() == 5, "usage: plx_logits_tool FOLDER TOKENS NUM_SEQUENCES PREFILL OUT");
