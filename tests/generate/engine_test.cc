@@ -28,13 +28,16 @@ std::string random_text(std::mt19937& random, size_t length) {
   return text;
 }
 
+std::vector<int64_t> byte_ids(const std::string& text) {
+  std::vector<int64_t> ids;
+  for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+  return ids;
+}
+
 /// Greedy continuation with a full forward pass per token.
-std::vector<int32_t> uncached_greedy(nn::Decoder model, const std::string& prompt,
+std::vector<int32_t> uncached_greedy(nn::Decoder model, std::vector<int64_t> tokens,
                                      int64_t max_tokens) {
   const torch::NoGradGuard no_grad;
-  std::vector<int64_t> tokens;
-  for (const char c : prompt) tokens.push_back(static_cast<unsigned char>(c));
-  if (tokens.empty()) tokens.push_back(kEos);
   std::vector<int32_t> drawn;
   for (int64_t i = 0; i < max_tokens && (drawn.empty() || drawn.back() != kEos); ++i) {
     const torch::Tensor logits = model->forward(torch::tensor(tokens).unsqueeze(0))[0][-1];
@@ -55,8 +58,19 @@ TEST_P(EngineOfMixer, GreedyEqualsTheUncachedModel) {
   for (const size_t length : {0u, 1u, 7u, 64u}) {
     const std::string prompt = random_text(random, length);
     const auto result = engine.generate({{.prompt = prompt, .max_tokens = 24}});
-    EXPECT_EQ(result.completions[0].tokens, uncached_greedy(model_, prompt, 24)) << length;
+    const auto ids = prompt.empty() ? std::vector<int64_t>{kEos} : byte_ids(prompt);
+    EXPECT_EQ(result.completions[0].tokens, uncached_greedy(model_, ids, 24)) << length;
   }
+}
+
+TEST_P(EngineOfMixer, AWantedStartTokenComesBeforeThePrompt) {
+  Engine engine = make_engine(model_);
+  const auto result = engine.generate({{.prompt = "abc", .max_tokens = 24, .add_start_token = true},
+                                       {.prompt = "", .max_tokens = 24, .add_start_token = true}});
+  EXPECT_EQ(result.completions[0].tokens, uncached_greedy(model_, {kEos, 'a', 'b', 'c'}, 24));
+  EXPECT_EQ(result.completions[1].tokens, uncached_greedy(model_, {kEos}, 24));
+  EXPECT_EQ(result.completions[0].num_prompt_tokens, 4);
+  EXPECT_EQ(result.completions[1].num_prompt_tokens, 1);
 }
 
 TEST_P(EngineOfMixer, ABatchGivesWhatItsPromptsGiveAlone) {
@@ -104,7 +118,7 @@ TEST(Engine, SlidingWindowEqualsTheUncachedModel) {
   std::mt19937 random(4);
   const std::string prompt = random_text(random, 30);
   const auto result = make_engine(model, 8).generate({{.prompt = prompt, .max_tokens = 20}});
-  EXPECT_EQ(result.completions[0].tokens, uncached_greedy(model, prompt, 20));
+  EXPECT_EQ(result.completions[0].tokens, uncached_greedy(model, byte_ids(prompt), 20));
 }
 
 TEST(Engine, StreamedPiecesJoinToTheTextOfEachSequence) {

@@ -77,6 +77,8 @@ TEST(TopP, ReachedExactlyIsReached) {
   const std::vector<float> equal(8, 0.5f);  // weights are exactly 1: sums have no rounding
   EXPECT_EQ(kept_tokens(equal, {.top_p = 0.5}), (Tokens{0, 1, 2, 3}));
   EXPECT_EQ(kept_tokens(equal, {.top_p = 0.501}), (Tokens{0, 1, 2, 3, 4}));
+  EXPECT_EQ(kept_tokens(equal, {.top_k = 4, .top_p = 0.5}), (Tokens{0, 1}));
+  EXPECT_EQ(kept_tokens(equal, {.top_k = 4, .top_p = 0.501}), (Tokens{0, 1, 2}));
 }
 
 TEST(TopP, CountsSharesOfWhatTopKKept) {

@@ -15,7 +15,14 @@ struct Shown {
   Completion completion;
 };
 
-/// Feeds byte tokens: logits make the wanted token the most probable one.
+/// Logits that make `token` the most probable one.
+std::vector<float> logits_of(int32_t token) {
+  std::vector<float> logits(257, 0.f);
+  logits[static_cast<size_t>(token)] = 5.f;
+  return logits;
+}
+
+/// Feeds byte tokens.
 Shown feed(Request request, const std::string& bytes, bool then_eos = false,
            int64_t max_tokens = 1000) {
   const auto tokenizer = text::make_byte_tokenizer();
@@ -26,9 +33,8 @@ Shown feed(Request request, const std::string& bytes, bool then_eos = false,
   if (then_eos) tokens.push_back(kEndToken);
   for (const int32_t token : tokens) {
     if (sequence.finished()) break;
-    std::vector<float> logits(257, 0.f);
-    logits[static_cast<size_t>(token)] = 5.f;
-    sequence.advance(logits, [&](std::string_view piece) { shown.pieces.emplace_back(piece); });
+    sequence.advance(logits_of(token),
+                     [&](std::string_view piece) { shown.pieces.emplace_back(piece); });
   }
   EXPECT_TRUE(sequence.finished());
   shown.completion = sequence.take();
@@ -73,6 +79,19 @@ TEST(Sequence, HeldBackTextIsShownAtTheEndOfText) {
   const Shown shown = feed({.stop = {"stop"}}, "non-sto", true);
   EXPECT_EQ(shown.completion.text, "non-sto");
   EXPECT_EQ(shown.completion.finish_reason, FinishReason::kEndOfText);
+}
+
+TEST(Sequence, EveryEndTokenEndsTheText) {
+  const auto tokenizer = text::make_byte_tokenizer();
+  const std::vector<int32_t> end_tokens = {'.', kEndToken, '!'};
+  for (const int32_t end : end_tokens) {
+    Sequence sequence({}, *tokenizer, {.max_tokens = 10, .eos_tokens = end_tokens});
+    EXPECT_EQ(sequence.advance(logits_of(end), {}), end);
+    EXPECT_TRUE(sequence.finished()) << end;
+    const Completion completion = sequence.take();
+    EXPECT_EQ(completion.finish_reason, FinishReason::kEndOfText) << end;
+    EXPECT_EQ(completion.text, "") << end;
+  }
 }
 
 TEST(Sequence, ASpecialTokenHasNoText) {

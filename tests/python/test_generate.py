@@ -106,14 +106,17 @@ def checkpoint(request):
 PROMPTS = ["def f(x):\n", "a", "The quick brown fox jumps over the lazy dog. " * 3, "caf\u00e9"]
 
 
+@pytest.mark.parametrize("flags", [(), ("--start-token",)], ids=["", "start_token"])
 @pytest.mark.parametrize("prompt", [*PROMPTS, ""])
-def test_greedy_equals_transformers(softmax, model, prompt):
-    ids = list(prompt.encode()) or [EOS]
+def test_greedy_equals_transformers(softmax, model, prompt, flags):
+    ids = list(prompt.encode())
+    if flags or not ids:
+        ids = [EOS, *ids]
     with torch.no_grad():
         expected = model.generate(
             torch.tensor([ids]), max_new_tokens=30, do_sample=False, pad_token_id=EOS
         )
-    (result,) = generate(softmax, "--prompt", prompt, "--max-tokens", 30)
+    (result,) = generate(softmax, "--prompt", prompt, "--max-tokens", 30, *flags)
     assert result["tokens"] == expected[0, len(ids) :].tolist()
     assert result["num_prompt_tokens"] == len(ids)
 
