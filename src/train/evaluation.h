@@ -20,7 +20,7 @@ struct EvaluationOptions {
   /// Share of targets that are the most probable token.
   bool with_accuracy = false;
   /// int64 [V], the bytes each token stands for; undefined when tokens are no text.
-  torch::Tensor bytes_of_token;
+  torch::Tensor bytes_of_token{};
 };
 
 struct EvaluationResult {

@@ -132,6 +132,17 @@ TEST(Evaluate, AUniformModelHasTheLossOfGuessing) {
   EXPECT_NEAR(to_json(result).at("validation_perplexity").get<double>(), 16, 1e-4);
 }
 
+TEST(Evaluate, ScoresTheSameSequencesEachTime) {
+  auto model = tiny_model();
+  RecallSource source(kTask, RecallTargets::kRecalledValues);
+  const EvaluationOptions options{.num_sequences = 5, .batch_size = 2};
+  const auto first = evaluate(model, source, options);
+  source.next(3);
+  const auto second = evaluate(model, source, options);
+  EXPECT_EQ(first.loss, second.loss);
+  EXPECT_EQ(first.num_targets, second.num_targets);
+}
+
 TEST(RecallSource, TargetsAreTheNextTokensOfTheSameSequences) {
   RecallSource every(kTask, RecallTargets::kEveryToken);
   RecallSource recalled(kTask, RecallTargets::kRecalledValues);

@@ -27,6 +27,7 @@ TEST_P(ResumeTest, TwentyStepsEqualTenAndTenMoreBitForBit) {
   const RunSummary first = Trainer(recipe(settings), half).run();
   EXPECT_EQ(first.state.step, 10);
   EXPECT_EQ(first.checkpoint.filename(), "step_00000010");
+  torch::manual_seed(99);  // a new process's generator is not where the first part left this one
   const RunSummary second = resume("parts", settings);
   EXPECT_EQ(second.state.step, 20);
   for (const char* name : {"model.safetensors", "training/optimizer.safetensors",
@@ -84,6 +85,35 @@ TEST_F(TrainerTest, TwinsStartFromTheSameValuesAndSeeTheSameData) {
   // With a zero gain the Parallax twin is the softmax twin until its first step.
   EXPECT_NEAR(losses("softmax")[0], losses("parallax")[0], 1e-6);
   EXPECT_NE(losses("softmax")[5], losses("parallax")[5]);
+}
+
+TEST_F(TrainerTest, TokensAreCountedOverTheWholeRun) {
+  const std::vector<std::string> settings = {"train.steps=6", "logging.every_steps=2",
+                                             "evaluation.every_steps=3"};
+  EXPECT_EQ(train_until(3, "run", settings).state.num_tokens, 3 * 4 * 15);
+  EXPECT_EQ(resume("run", settings).state.num_tokens, 6 * 4 * 15);
+  for (const char* event : {"train", "evaluation", "end"}) {
+    const auto lines = metrics("run", event);
+    EXPECT_GE(lines.size(), 2U) << event;
+    for (const auto& line : lines)  // of 4 sequences of 15 inputs each
+      EXPECT_EQ(line.at("tokens"), line.at("step").get<int64_t>() * 4 * 15) << line;
+  }
+}
+
+TEST_F(TrainerTest, EvaluatesInTheDtypeThatItTrainsIn) {
+  const Recipe bfloat16 = recipe({"train.compute=bfloat16", "train.steps=2"});
+  Trainer trainer(bfloat16, options("run"));
+  const double loss = trainer.run().evaluation.value().loss;
+  Recipe other = bfloat16;
+  const TaskData data = open_task_data(other);
+  const auto loss_in = [&](torch::ScalarType compute) {
+    nn::Decoder model = trainer.model();
+    return evaluate(model, *data.validation,
+                    {.num_sequences = 8, .batch_size = 4, .compute = compute})
+        .loss;
+  };
+  EXPECT_EQ(loss, loss_in(torch::kBFloat16));
+  EXPECT_NE(loss, loss_in(torch::kFloat32));
 }
 
 TEST_F(TrainerTest, EmbeddingInitStdSpreadsTheEmbeddingOnly) {
