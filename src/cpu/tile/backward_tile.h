@@ -47,15 +47,6 @@ struct FusedWork {
   ScoreTile<kWideRows> scores;
 };
 
-/// The rows of `tile` that a part has, with the keys that they see.
-PLX_INLINE QueryTile part_tile(const QueryTile& tile, int part) {
-  QueryTile piece = tile;
-  piece.first_row += part * kWideRows;
-  const int64_t left = tile.num_rows - part * kWideRows;
-  piece.num_rows = left < kWideRows ? left : kWideRows;
-  return piece;
-}
-
 static void start_fused_part(const BackwardInputs& inputs, const QueryTile& tile,
                              ScratchCursor& cursor, float* spare, FusedPart& part) {
   constexpr int kRows = kWideRows;
@@ -178,7 +169,7 @@ static void fused_backward_tile(const BackwardInputs& inputs, const QueryTile& t
   FusedPart parts[kFusedParts];
   const int num_parts = static_cast<int>((tile.num_rows + kWideRows - 1) / kWideRows);
   for (int idx = 0; idx < num_parts; ++idx)
-    start_fused_part(inputs, part_tile(tile, idx), cursor, work.spare, parts[idx]);
+    start_fused_part(inputs, tile_part<kWideRows>(in, tile, idx), cursor, work.spare, parts[idx]);
 
   for (int64_t key = tile.key_begin / kKeyTile * kKeyTile; key < tile.key_end; key += kKeyTile) {
     const int64_t seen = tile.key_end - key, left = in.band.end - key;

@@ -287,7 +287,7 @@ static void narrow_forward_tiles(const HeadTiles& heads, const QueryTile& tile, 
   const bool same_token = tile.first_row / first.group == last_row / first.group;
   if (tile.num_rows > kFewRows || !same_token || first.head_dim % kVectorFloats != 0)
     for (int head = 0; head < heads.count; ++head)
-      forward_tile<kNarrowRows>(heads.inputs[head], tile, heads.states[head], scratch);
+      forward_tile<kNarrowRows, 1>(heads.inputs[head], tile, heads.states[head], scratch);
   else if (first.k.dtype == DType::kFloat32)
     few_rows_of_type<DType::kFloat32>(heads, tile, scratch);
   else if (first.k.dtype == DType::kBFloat16)

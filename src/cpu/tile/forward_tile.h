@@ -8,12 +8,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cpu/tile/visibility.h"
+#include "cpu/tile/tile_state.h"
 
 namespace parallax::cpu {
 namespace {
-
-PLX_INLINE int padded_dim(int head_dim) { return (head_dim + kPadding - 1) / kPadding * kPadding; }
 
 /// Hands out pieces of the scratch memory; each stays 64-byte aligned.
 struct ScratchCursor {
@@ -150,121 +148,77 @@ static void load_query_panel(const TileInputs& inputs, const QueryTile& tile, fl
   transpose(panel, 2 * kRows, rows, padded, 2 * kRows, padded);
 }
 
-/// The state before the first key. `padded` rows of sums.
-static void start_state(const TileState& state, int rows, int padded) {
-  for (int row = 0; row < rows; ++row) {
-    state.max[row] = -kInfinity;
-    state.weight[row] = state.t_sum[row] = state.centre[row] = 0.0f;
-    state.rounded_weight[row] = state.rounded_t_sum[row] = 0.0f;
-  }
-  for (int64_t idx = 0; idx < static_cast<int64_t>(padded) * 2 * rows; ++idx)
-    state.sums[idx] = 0.0f;
+/// kRows rows of a tile, with the keys that they see and their part of its state.
+template <int kRows>
+struct ForwardPart {
+  QueryTile tile;
+  TileState state;
+  const float* panel;  // [Dp][2 kRows], of q beside r
+  RowLimits<kRows> limits;
+};
+
+/// One tile of keys, from first_key on.
+struct KeyRows {
+  int64_t first_key;
+  FloatRows k, v;
+};
+
+/// One tile of keys against one part. `scores` has their number and room for them.
+template <int kRows>
+static void forward_step(const TileInputs& inputs, const KeyRows& keys,
+                         const ForwardPart<kRows>& part, ScoreTile<kRows>& scores, float* spare) {
+  const int head_dim = inputs.head_dim;
+  float rescale[kRows];
+  set_product<2 * kRows>(scores.scores, keys.k, part.panel, {scores.num_keys, head_dim});
+  scores.masked = part.limits.cut(keys.first_key, scores.num_keys);
+  if (scores.masked) part.limits.relative(keys.first_key, scores.begin, scores.end);
+  softmax_step<kRows>(scores, part.state, rescale);
+  if (keys.first_key > part.tile.key_begin) rescale_sums<kRows>(part.state.sums, rescale, head_dim);
+  scores.add_product(part.state.sums, keys.v, head_dim, spare);
 }
 
-template <int kRows>
+/// Up to kParts parts of kRows rows, which go through the keys together.
+template <int kRows, int kParts>
 static void forward_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
                          float* scratch) {
-  constexpr int kLanes = 2 * kRows;
   const int head_dim = inputs.head_dim;
   const int padded = padded_dim(head_dim);
   ScratchCursor cursor{scratch};
   float* const key_rows = cursor.take(2 * kKeyTile * padded);  // first the rows of q and r
-  float* const panel = cursor.take(kLanes * padded);
   float* const spare = cursor.take(kKeyTile * padded);
-  float* const rescale = cursor.take(kRows);
-  ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * kLanes),
+  ScoreTile<kRows> scores{.scores = cursor.take(kKeyTile * 2 * kRows),
                           .num_keys = 0,
                           .softmax_scale = inputs.softmax_scale,
                           .masked = false,
                           .begin = {},
                           .end = {}};
-  load_query_panel<kRows>(inputs, tile, key_rows, panel);
-  const RowLimits<kRows> limits = row_limits<kRows>(inputs.band, tile, inputs.group);
-
-  start_state(state, kRows, padded);
+  ForwardPart<kRows> parts[kParts];
+  const int num_parts = static_cast<int>((tile.num_rows + kRows - 1) / kRows);
+  for (int idx = 0; idx < num_parts; ++idx) {
+    float* const panel = cursor.take(2 * kRows * padded);
+    ForwardPart<kRows>& part = parts[idx];
+    part.tile = tile_part<kRows>(inputs, tile, idx);
+    part.state = state_part<kRows>(state, idx, padded);
+    part.panel = panel;
+    part.limits = row_limits<kRows>(inputs.band, part.tile, inputs.group);
+    load_query_panel<kRows>(inputs, part.tile, key_rows, panel);
+  }
+  start_state(state, kParts * kRows, padded);
 
   for (int64_t key = tile.key_begin; key < tile.key_end; key += kKeyTile) {
     const int64_t left = tile.key_end - key;
-    scores.num_keys = left < kKeyTile ? left : kKeyTile;
-    const FloatRows k = load_keys(inputs.k, key, scores.num_keys, head_dim, padded, key_rows);
-    set_product<kLanes>(scores.scores, k, panel, {scores.num_keys, head_dim});
-    scores.masked = limits.cut(key, scores.num_keys);
-    if (scores.masked) limits.relative(key, scores.begin, scores.end);
-    softmax_step<kRows>(scores, state, rescale);
-    if (key != tile.key_begin) rescale_sums<kRows>(state.sums, rescale, head_dim);
-    const FloatRows v =
-        load_keys(inputs.v, key, scores.num_keys, head_dim, padded, key_rows + kKeyTile * padded);
-    scores.add_product(state.sums, v, head_dim, spare);
-  }
-}
-
-/// Adds the sums of two disjoint sets of keys. `other` is moved to this state's centre, or this
-/// empty state takes the other's. kRounded: the states come from kernels that round their weights.
-template <int kRows, bool kRounded = false>
-static void merge_tile(const TileState& state, const TileState& other, int head_dim) {
-  for (int row = 0; row < kRows; ++row) {
-    if (other.weight[row] == 0.0f) continue;
-    if (state.weight[row] == 0.0f) state.centre[row] = other.centre[row];
-    const float max = state.max[row] > other.max[row] ? state.max[row] : other.max[row];
-    const float shift = other.centre[row] - state.centre[row];
-    float left_right[2];
-    const Floats<4> exponents = {state.max[row] - max, other.max[row] - max, 0.0f, 0.0f};
-    const Floats<4> factors = exponential<4>(exponents);
-    left_right[0] = state.weight[row] == 0.0f ? 0.0f : factors[0];
-    left_right[1] = factors[1];
-    const auto add = [&](float* t_sum, const float* more_t, float* weight, const float* more) {
-      t_sum[row] = t_sum[row] * left_right[0] + (more_t[row] + shift * more[row]) * left_right[1];
-      weight[row] = weight[row] * left_right[0] + more[row] * left_right[1];
-    };
-    add(state.t_sum, other.t_sum, state.weight, other.weight);
-    if (kRounded)
-      add(state.rounded_t_sum, other.rounded_t_sum, state.rounded_weight, other.rounded_weight);
-    state.max[row] = max;
-    for (int d = 0; d < head_dim; ++d) {
-      float* const sums = state.sums + 2 * kRows * d + row;
-      const float* const more = other.sums + 2 * kRows * d + row;
-      sums[kRows] = sums[kRows] * left_right[0] + (more[kRows] + shift * more[0]) * left_right[1];
-      sums[0] = sums[0] * left_right[0] + more[0] * left_right[1];
+    const int64_t num_keys = left < kKeyTile ? left : kKeyTile;
+    const KeyRows keys{
+        .first_key = key,
+        .k = load_keys(inputs.k, key, num_keys, head_dim, padded, key_rows),
+        .v = load_keys(inputs.v, key, num_keys, head_dim, padded, key_rows + kKeyTile * padded)};
+    for (int idx = 0; idx < num_parts; ++idx) {
+      const int64_t seen = parts[idx].tile.key_end - key;
+      if (seen <= 0 || key + num_keys <= parts[idx].tile.key_begin) continue;
+      scores.num_keys = seen < num_keys ? seen : num_keys;
+      forward_step<kRows>(inputs, keys, parts[idx], scores, spare);
     }
   }
-}
-
-/// out_softmax = O1 / d1, out = out_softmax (1 + d2 / d1) - O2 / d1, t_mean = centre + d2 / d1,
-/// lse = max + log d1; zeros and -inf for a row without keys. A row whose scores are all -inf has
-/// d1 = 0 too, but keys: 0 / 0 is NaN. kRounded as in merge_tile: d1 and d2 are the rounded sums in
-/// out and out_softmax.
-template <int kRows, bool kRounded = false>
-static void finish_tile(const TileInputs& inputs, const QueryTile& tile, const TileState& state,
-                        const ForwardOutputs& outputs, float* scratch) {
-  const int padded = padded_dim(inputs.head_dim);
-  float* const out_softmax = scratch;
-  float* const out = scratch + kRows * padded;
-  transpose(scratch, padded, state.sums, 2 * kRows, padded, 2 * kRows);
-  for (int row = 0; row < tile.num_rows; ++row) {
-    const int64_t token = (tile.first_row + row) / inputs.group;
-    const bool empty = band_begin(inputs.band, token) >= band_end(inputs.band, token);
-    const float weight = state.weight[row];
-    const float divisor = kRounded ? state.rounded_weight[row] : weight;
-    const float scale = empty ? 0.0f : 1.0f / divisor;
-    const float t_mean = (kRounded ? state.rounded_t_sum[row] : state.t_sum[row]) * scale;
-    float* const o1 = out_softmax + row * padded;
-    float* const o2 = out + row * padded;
-    for (int d = 0; d < inputs.head_dim; ++d) {
-      o1[d] *= scale;
-      o2[d] = o1[d] * (1.0f + t_mean) - o2[d] * scale;
-    }
-    if (outputs.t_mean.data != nullptr)
-      *scalar_address(outputs.t_mean, tile.first_row + row, inputs.group) =
-          empty ? 0.0f : state.centre[row] + state.t_sum[row] / state.weight[row];
-    if (outputs.lse.data != nullptr)
-      *scalar_address(outputs.lse, tile.first_row + row, inputs.group) =
-          empty ? -kInfinity
-                : static_cast<float>(static_cast<double>(state.max[row]) +
-                                     __builtin_log(weight != 0.0f ? weight : __builtin_nan("")));
-  }
-  store_rows(outputs.out, out, tile, inputs.group, inputs.head_dim, padded);
-  if (outputs.out_softmax.data != nullptr)
-    store_rows(outputs.out_softmax, out_softmax, tile, inputs.group, inputs.head_dim, padded);
 }
 
 }  // namespace

@@ -10,27 +10,32 @@
 namespace parallax::cpu {
 namespace {
 
+/// Parts of kWideRows rows in a wide tile: they share each tile of keys while it is near.
+constexpr int kWideParts = 4;
+
 void forward(const TileInputs& inputs, const QueryTile& tile, int rows, const TileState& state,
              float* scratch) {
-  if (rows == kWideRows)
-    forward_tile<kWideRows>(inputs, tile, state, scratch);
-  else
+  if (rows == kNarrowRows)
     narrow_forward_tiles({.inputs = &inputs, .states = &state, .count = 1}, tile, scratch);
+  else
+    forward_tile<kWideRows, kWideParts>(inputs, tile, state, scratch);
 }
 
 void merge(const TileState& state, const TileState& other, int head_dim, int rows) {
-  if (rows == kWideRows)
-    merge_tile<kWideRows>(state, other, head_dim);
-  else
-    merge_tile<kNarrowRows>(state, other, head_dim);
+  if (rows == kNarrowRows) return merge_tile<kNarrowRows>(state, other, head_dim);
+  const int padded = padded_dim(head_dim);
+  for (int idx = 0; idx < kWideParts; ++idx)
+    merge_tile<kWideRows>(state_part<kWideRows>(state, idx, padded),
+                          state_part<kWideRows>(other, idx, padded), head_dim);
 }
 
 void finish(const TileInputs& inputs, const QueryTile& tile, int rows, const TileState& state,
             const ForwardOutputs& outputs, float* scratch) {
-  if (rows == kWideRows)
-    finish_tile<kWideRows>(inputs, tile, state, outputs, scratch);
-  else
-    finish_tile<kNarrowRows>(inputs, tile, state, outputs, scratch);
+  if (rows == kNarrowRows) return finish_tile<kNarrowRows>(inputs, tile, state, outputs, scratch);
+  const int padded = padded_dim(inputs.head_dim);
+  for (int idx = 0; idx * kWideRows < tile.num_rows; ++idx)
+    finish_tile<kWideRows>(inputs, tile_part<kWideRows>(inputs, tile, idx),
+                           state_part<kWideRows>(state, idx, padded), outputs, scratch);
 }
 
 void exponential_array(const float* x, float* y, int64_t count) {
@@ -44,7 +49,7 @@ constexpr RowKernels kRowKernels = {.norm_rope = norm_rope,
 
 constexpr Kernels make_kernels(const char* isa) {
   return {.isa = isa,
-          .wide_rows = kWideRows,
+          .wide_rows = kWideParts * kWideRows,
           .key_tile = kKeyTile,
           .fused_rows = kFusedRows,
           .padding = kPadding,

@@ -12,30 +12,6 @@
 namespace parallax::cpu {
 namespace {
 
-/// The 16-row pieces of a wide tile, each with the keys that its own rows see, and of its state.
-PLX_INLINE QueryTile group_tile(const TileInputs& inputs, const QueryTile& tile, int group) {
-  const int64_t left = tile.num_rows - group * kGroupRows;
-  QueryTile piece = tile;
-  piece.first_row += group * kGroupRows;
-  piece.num_rows = left > kGroupRows ? kGroupRows : left;
-  const int64_t last_row = piece.first_row + piece.num_rows - 1;
-  const int64_t begin = band_begin(inputs.band, piece.first_row / inputs.group);
-  const int64_t end = band_end(inputs.band, last_row / inputs.group);
-  if (begin > piece.key_begin) piece.key_begin = begin;
-  if (end < piece.key_end) piece.key_end = end;
-  return piece;
-}
-
-PLX_INLINE TileState group_state(const TileState& state, int group, int padded) {
-  return {.sums = state.sums + group * 2 * kGroupRows * padded,
-          .max = state.max + group * kGroupRows,
-          .weight = state.weight + group * kGroupRows,
-          .t_sum = state.t_sum + group * kGroupRows,
-          .centre = state.centre + group * kGroupRows,
-          .rounded_weight = state.rounded_weight + group * kGroupRows,
-          .rounded_t_sum = state.rounded_t_sum + group * kGroupRows};
-}
-
 struct DepthRange {
   int first, head_dim;
 };
@@ -203,7 +179,7 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
   const int num_groups = static_cast<int>((tile.num_rows + kGroupRows - 1) / kGroupRows);
   start_state(state, kMatrixRows, padded);
   for (int group = 0; group < num_groups; ++group) {
-    tiles[group] = group_tile(inputs, tile, group);
+    tiles[group] = tile_part<kGroupRows>(inputs, tile, group);
     uint16_t* const q = columns + 2 * group * column_elements;
     load_row_columns(inputs.q, tiles[group], inputs.group, head_dim, q);
     load_row_columns(inputs.r, tiles[group], inputs.group, head_dim, q + column_elements);
@@ -221,7 +197,7 @@ static void matrix_forward_tile(const TileInputs& inputs, const QueryTile& tile,
       const KeyStep step = key_step(tiles[group], key);
       if (step.num_keys == 0) continue;
       scores.num_keys = step.num_keys;
-      const TileState part = group_state(state, group, padded);
+      const TileState part = state_part<kGroupRows>(state, group, padded);
       const uint16_t* const q = columns + 2 * group * column_elements;
       matrix_scores(inputs.packed_k.tiles, step, q, q + column_elements, padded, work.scores);
       scores.masked = limits[group].cut(key, step.num_keys);
@@ -237,16 +213,16 @@ static void matrix_finish_tile(const TileInputs& inputs, const QueryTile& tile,
                                const TileState& state, const ForwardOutputs& outputs,
                                float* scratch) {
   for (int group = 0; group * kGroupRows < tile.num_rows; ++group)
-    finish_tile<kGroupRows, true>(inputs, group_tile(inputs, tile, group),
-                                  group_state(state, group, matrix_dim(inputs.head_dim)), outputs,
-                                  scratch);
+    finish_tile<kGroupRows, true>(inputs, tile_part<kGroupRows>(inputs, tile, group),
+                                  state_part<kGroupRows>(state, group, matrix_dim(inputs.head_dim)),
+                                  outputs, scratch);
 }
 
 static void matrix_merge_tile(const TileState& state, const TileState& other, int head_dim) {
   const int padded = matrix_dim(head_dim);
   for (int group = 0; group < kMatrixGroups; ++group)
-    merge_tile<kGroupRows, true>(group_state(state, group, padded),
-                                 group_state(other, group, padded), head_dim);
+    merge_tile<kGroupRows, true>(state_part<kGroupRows>(state, group, padded),
+                                 state_part<kGroupRows>(other, group, padded), head_dim);
 }
 
 }  // namespace

@@ -118,7 +118,7 @@ static void matrix_backward_query_tile(const BackwardInputs& inputs, const Query
   for (int idx = 0; idx < num_groups; ++idx) {
     auto* const columns = cursor.take_halves(4 * kGroupRows * padded);
     groups[idx].sums = cursor.take(2 * kGroupRows * padded);
-    start_query_group(inputs, group_tile(in, tile, idx), columns, groups[idx]);
+    start_query_group(inputs, tile_part<kGroupRows>(in, tile, idx), columns, groups[idx]);
     store_row_stats<kGroupRows>(groups[idx].constants, groups[idx].tile, gradients.stats);
   }
   for (int64_t key = first_step(tile); key < tile.key_end; key += kMatrixKeys)

@@ -10,7 +10,7 @@
 namespace parallax::cpu {
 namespace {
 
-/// Rows of a wide tile of the vector kernels.
+/// Rows that the vector kernels hold in their lanes.
 constexpr int kWideRows = 32;
 /// Keys per step, and per tile of the key pass.
 constexpr int kKeyTile = 64;
