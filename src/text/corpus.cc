@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstdio>
 #include <memory>
@@ -55,13 +56,35 @@ bool is_left_out_of_python(const std::string& name) {
   return std::find(std::begin(kLeftOut), std::end(kLeftOut), name) != std::end(kLeftOut);
 }
 
-// Invalid UTF-8 becomes U+FFFD: JSON knows no other way to keep the line.
+// The code unit of an escape \uXXXX at `position` of JSON; nothing if none stands there.
+std::optional<unsigned> escaped_unit(std::string_view json, size_t position) {
+  unsigned unit = 0;
+  if (json.substr(position, 2) != "\\u" || json.size() < position + 6) return std::nullopt;
+  const char* const end = json.data() + position + 6;
+  const auto parsed = std::from_chars(json.data() + position + 2, end, unit, 16);
+  return parsed.ptr == end ? std::optional(unit) : std::nullopt;
+}
+
+// Half a surrogate pair, which programs that cut strings by UTF-16 units write, becomes \ufffd.
+std::string replace_lone_surrogates(std::string json) {
+  for (size_t i = json.find('\\'); i < json.size(); i = json.find('\\', i)) {
+    const unsigned unit = escaped_unit(json, i).value_or(0);
+    const bool is_high = unit >= 0xD800 && unit < 0xDC00, is_low = unit >= 0xDC00 && unit < 0xE000;
+    const unsigned next = is_high ? escaped_unit(json, i + 6).value_or(0) : 0;
+    const bool is_pair = next >= 0xDC00 && next < 0xE000;
+    if ((is_high && !is_pair) || is_low) json.replace(i, 6, "\\ufffd");
+    i += is_pair ? 12 : 2;  // past the escape's letter, so that \\ud800 stays the text it is
+  }
+  return json;
+}
+
+// Invalid UTF-8 and half surrogate pairs become U+FFFD: JSON knows no other way to keep the line.
 std::string text_field(const std::string& line, const std::string& field,
                        const std::string& source) {
   nlohmann::json parsed;
   try {
-    parsed = nlohmann::json::parse(
-        valid_utf8_prefix(line) == line.size() ? line : replace_invalid_utf8(line));
+    parsed = nlohmann::json::parse(replace_lone_surrogates(
+        valid_utf8_prefix(line) == line.size() ? line : replace_invalid_utf8(line)));
   } catch (const nlohmann::json::exception& error) {
     PLX_FAIL(source, ": not JSON: ", io::plain_what(error));
   }

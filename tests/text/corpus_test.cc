@@ -64,6 +64,24 @@ TEST(CorpusReader, InvalidUtf8InJsonLinesIsReplaced) {
   EXPECT_EQ(read_all({.inputs = {file}}), (Texts{"a\xEF\xBF\xBD", "\xEF\xBF\xBD"}));
 }
 
+TEST(CorpusReader, HalfSurrogatePairsInJsonLinesAreReplaced) {
+  const TempFolder folder;
+  const auto file = folder.write("d.jsonl", R"({"text": "a\ud800b"}
+{"text": "\uDC00\udfff\ud83d"}
+{"text": "\ud83d\ude00"}
+{"text": "\ud83d\ud83d\ude00"}
+{"text": "\ud800\u0041"}
+{"text": "\\ud800"}
+{"text": "\\\ud800\"", "\udddd": 1}
+)");
+  const std::string bad = "\xEF\xBF\xBD", smile = "\xF0\x9F\x98\x80";
+  EXPECT_EQ(read_all({.inputs = {file}}),
+            (Texts{"a" + bad + "b", bad + bad + bad, smile, bad + smile, bad + "A", "\\ud800",
+                   "\\" + bad + "\""}));
+  const auto cut = folder.write("cut.jsonl", R"({"text": "\ud8)");
+  expect_error([&] { read_all({.inputs = {cut}}); }, {"cut.jsonl:1: not JSON"});
+}
+
 TEST(CorpusReader, LinksThatLeadNowhereAreLeftOut) {
   const TempFolder folder;
   folder.write("a.txt", "text");
