@@ -67,7 +67,8 @@ Pretrained load_pretrained(const fs::path& folder, torch::ScalarType dtype) {
   const std::optional<int32_t> tokenizer_eos = loaded.tokenizer->eos_id();
 
   loaded.eos_tokens = listed_eos_tokens(folder);
-  if (config.eos_token_id) loaded.eos_tokens.push_back(static_cast<int32_t>(*config.eos_token_id));
+  for (const int64_t id : config.eos_token_ids)
+    loaded.eos_tokens.push_back(static_cast<int32_t>(id));
   if (tokenizer_eos) loaded.eos_tokens.push_back(*tokenizer_eos);
   std::ranges::sort(loaded.eos_tokens);
   const auto repeated = std::ranges::unique(loaded.eos_tokens);
@@ -77,7 +78,8 @@ Pretrained load_pretrained(const fs::path& folder, torch::ScalarType dtype) {
               " is out of range: vocab_size is ", config.vocab_size);
   }
 
-  std::optional<int64_t> start = config.bos_token_id ? config.bos_token_id : config.eos_token_id;
+  std::optional<int64_t> start = config.bos_token_id;
+  if (!start && !config.eos_token_ids.empty()) start = config.eos_token_ids.front();
   if (!start && tokenizer_eos) start = *tokenizer_eos;
   PLX_CHECK(start, folder,
             ": neither config.json nor the tokenizer names a token that texts begin or end with");

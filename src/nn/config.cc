@@ -78,6 +78,7 @@ constexpr std::string_view type_name() {
   if constexpr (std::is_same_v<T, int64_t>) return "an integer";
   if constexpr (std::is_same_v<T, double>) return "a number";
   if constexpr (std::is_same_v<T, std::string>) return "a string";
+  if constexpr (std::is_same_v<T, std::vector<int64_t>>) return "an integer or a list of integers";
   return "a list of strings";
 }
 
@@ -87,6 +88,9 @@ bool has_type(const json& value) {
   if constexpr (std::is_same_v<T, int64_t>) return value.is_number_integer();
   if constexpr (std::is_same_v<T, double>) return value.is_number();
   if constexpr (std::is_same_v<T, std::string>) return value.is_string();
+  if constexpr (std::is_same_v<T, std::vector<int64_t>>)
+    return value.is_array() &&
+           std::ranges::all_of(value, [](const json& item) { return item.is_number_integer(); });
   return value.is_array() &&
          std::ranges::all_of(value, [](const json& item) { return item.is_string(); });
 }
@@ -104,6 +108,15 @@ void read_value(const std::string& name, const json& value, std::optional<T>& fi
     return;
   }
   read_value(name, value, field.emplace());
+}
+
+/// One id stands for a list of it.
+void read_value(const std::string& name, const json& value, std::vector<int64_t>& field) {
+  if (value.is_number_integer()) {
+    field = {value.get<int64_t>()};
+  } else {
+    read_value<std::vector<int64_t>>(name, value, field);
+  }
 }
 
 /// The value of a key, or null.
@@ -269,8 +282,8 @@ ModelConfig parse_config(const json& file, const KeyLines& lines) {
     if (found == file.end()) return;
     constexpr bool is_optional =
         std::is_same_v<std::decay_t<decltype(field)>, std::optional<int64_t>>;
-    if (name.ends_with("_token_id") && found->is_array() && !found->empty())
-      read_value(name, found->front(), field);  // some chat models name several; take the first
+    if (name == "bos_token_id" && found->is_array() && !found->empty())
+      read_value(name, found->front(), field);  // a text can begin with one only
     else if (is_optional || !found->is_null())  // null means absent
       read_value(name, *found, field);
   });
@@ -314,10 +327,12 @@ void ModelConfig::validate() const {
             "mixers must name one mixer or one for each of the ", num_hidden_layers,
             " layers, got ", mixers.size());
   for (const std::string& mixer : mixers) check_mixer_name(mixer);
-  for (const auto& [name, id] :
-       {std::pair("bos_token_id", bos_token_id), {"eos_token_id", eos_token_id}})
-    PLX_CHECK(!id || (*id >= 0 && *id < vocab_size), name, " ", id.value_or(0),
-              " is outside the vocabulary of ", vocab_size);
+  const auto check_token = [this](const char* name, int64_t id) {
+    PLX_CHECK(id >= 0 && id < vocab_size, name, " ", id, " is outside the vocabulary of ",
+              vocab_size);
+  };
+  if (bos_token_id) check_token("bos_token_id", *bos_token_id);
+  for (const int64_t id : eos_token_ids) check_token("eos_token_id", id);
   PLX_CHECK(r_norm_init >= 0 && r_norm_init <= 1, "r_norm_init must be from 0 to 1, got ",
             r_norm_init);
 
@@ -346,6 +361,11 @@ ModelConfig load_config(const std::filesystem::path& folder) {
   return load_config_file(folder / "config.json");
 }
 
+nlohmann::ordered_json one_or_list(const std::vector<int64_t>& ids) {
+  if (ids.empty()) return nullptr;
+  return ids.size() == 1 ? nlohmann::ordered_json(ids.front()) : nlohmann::ordered_json(ids);
+}
+
 std::string to_json(const ModelConfig& config) {
   const bool is_own = find_family(config.model_type) == nullptr;
   nlohmann::ordered_json file;
@@ -353,6 +373,8 @@ std::string to_json(const ModelConfig& config) {
     if (!is_own && is_own_field(name)) return;
     if constexpr (std::is_same_v<T, std::optional<int64_t>>) {
       file[name] = field ? nlohmann::ordered_json(*field) : nlohmann::ordered_json();
+    } else if constexpr (std::is_same_v<T, std::vector<int64_t>>) {
+      file[name] = one_or_list(field);
     } else {
       file[name] = field;
     }

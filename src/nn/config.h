@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
@@ -28,7 +29,8 @@ struct ModelConfig {
   double initializer_range = 0.02;
   bool tie_word_embeddings = true;
   std::optional<int64_t> bos_token_id;
-  std::optional<int64_t> eos_token_id;
+  /// Every token that ends a text: one id or a list in the file.
+  std::vector<int64_t> eos_token_ids;
   /// Keys visible to a query in every layer, itself included; all when absent.
   std::optional<int64_t> sliding_window;
   /// The token mixer of each layer, by name; one name stands for all layers.
@@ -69,7 +71,7 @@ void visit_fields(Config& config, Visitor&& visitor) {
   visitor("initializer_range", config.initializer_range);
   visitor("tie_word_embeddings", config.tie_word_embeddings);
   visitor("bos_token_id", config.bos_token_id);
-  visitor("eos_token_id", config.eos_token_id);
+  visitor("eos_token_id", config.eos_token_ids);
   visitor("sliding_window", config.sliding_window);
   visitor("mixers", config.mixers);
   visitor("qk_norm", config.qk_norm);
@@ -88,6 +90,8 @@ void visit_fields(Config& config, Visitor&& visitor) {
 ModelConfig load_config_file(const std::filesystem::path& path);
 /// load_config_file(folder/config.json).
 ModelConfig load_config(const std::filesystem::path& folder);
+/// Ids as config.json has them: null for none, a number for one, else a list.
+nlohmann::ordered_json one_or_list(const std::vector<int64_t>& ids);
 /// The text of config.json, which load_config_file() reads back to an equal config.
 std::string to_json(const ModelConfig& config);
 /// Writes folder/config.json atomically.

@@ -23,6 +23,8 @@ Json field_to_json(const std::optional<T>& field) {
   return field ? Json(*field) : Json();
 }
 
+Json field_to_json(const std::vector<int64_t>& ids) { return nn::one_or_list(ids); }
+
 Json field_to_json(const std::vector<optim::GroupRule>& rules) {
   Json list = Json::array();
   for (const auto& rule : rules) {

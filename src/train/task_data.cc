@@ -64,7 +64,7 @@ TaskData open_shards(Recipe& recipe) {
   PLX_CHECK(tokenizer->vocab_size() <= config.vocab_size, "the tokenizer of ", folder.string(),
             " has ", tokenizer->vocab_size(), " tokens, model.vocab_size is ", config.vocab_size);
   train_set->verify_checksums();
-  if (!config.eos_token_id) config.eos_token_id = train_set->manifest().eos_id;
+  if (config.eos_token_ids.empty()) config.eos_token_ids = {train_set->manifest().eos_id};
 
   const int64_t context_length = recipe.data.context_length;
   TaskData data;

@@ -222,7 +222,7 @@ TEST(EngineErrors, LengthsBeyondTheContext) {
 TEST(EngineErrors, TokenizerLargerThanTheModel) {
   nn::ModelConfig config = test::tiny_config();
   config.vocab_size = 100;
-  config.eos_token_id = 99;
+  config.eos_token_ids = {99};
   const std::string message =
       error_of([&] { Engine engine(test::tiny_model(config), byte_tokenizer(), {}); });
   EXPECT_NE(message.find("vocab_size is 100"), std::string::npos) << message;

@@ -55,7 +55,7 @@ TEST(Config, AbsentAndNullFieldsTakeTheirDefaults) {
   EXPECT_EQ(config.num_key_value_heads, 4);
   EXPECT_EQ(config.head_dim, 8);
   EXPECT_FALSE(config.tie_word_embeddings);
-  EXPECT_FALSE(config.eos_token_id.has_value());
+  EXPECT_TRUE(config.eos_token_ids.empty());
   file.erase("hidden_size");
   expect_error([&] { load(file); }, {"config.json", "hidden_size is missing"});
 }
@@ -145,6 +145,8 @@ TEST(Config, ValuesOutOfRangeAreNamed) {
   refuse({{"head_dim", 7}}, {"head_dim", "7"});
   refuse({{"sliding_window", 0}}, {"sliding_window", "0"});
   refuse({{"eos_token_id", 100}}, {"eos_token_id 100", "vocabulary of 100"});
+  refuse({{"eos_token_id", {9, 100}}}, {"eos_token_id 100", "vocabulary of 100"});
+  refuse({{"eos_token_id", {9, "x"}}}, {"eos_token_id must be an integer or a list of integers"});
   refuse({{"r_norm_init", -1.0}}, {"r_norm_init", "-1"});
   refuse({{"rms_norm_eps", 0.0}}, {"rms_norm_eps"});
 }
@@ -158,8 +160,14 @@ TEST(Config, BrokenFilesAreNamed) {
   expect_error([&] { load_config(folder.path()); }, {"not a JSON object"});
 }
 
-TEST(Config, TheFirstOfSeveralEndTokensIsTaken) {
-  EXPECT_EQ(load(with(base("llama"), {{"eos_token_id", {9, 8}}})).eos_token_id, 9);
+TEST(Config, SeveralEndTokensAreAllKept) {
+  const ModelConfig config = load(with(base("llama"), {{"eos_token_id", {9, 8}}}));
+  EXPECT_EQ(config.eos_token_ids, (std::vector<int64_t>{9, 8}));
+  const json file = json::parse(to_json(config));
+  EXPECT_EQ(file.at("eos_token_id"), json({9, 8}));
+  EXPECT_EQ(load(file), config);
+  EXPECT_EQ(
+      json::parse(to_json(load(with(base("llama"), {{"eos_token_id", 9}})))).at("eos_token_id"), 9);
 }
 
 TEST(Config, WhatIsWrittenReadsBackEqual) {
@@ -167,7 +175,7 @@ TEST(Config, WhatIsWrittenReadsBackEqual) {
   config.num_hidden_layers = 3;
   config.mixers = {"parallax", "softmax", "parallax"};
   config.sliding_window = 77;
-  config.eos_token_id = 5;
+  config.eos_token_ids = {5};
   config.r_norm_init = 0;
   config.rms_norm_eps = 1.0 / 3;
   config.attention_bias = config.r_proj_bias = true;

@@ -25,7 +25,7 @@ inline nn::ModelConfig tiny_config(const std::vector<std::string>& mixers = {"pa
   config.head_dim = 16;
   config.max_position_embeddings = 256;
   config.initializer_range = 0.2;
-  config.eos_token_id = 256;
+  config.eos_token_ids = {256};
   config.mixers = mixers;
   return config;
 }
