@@ -155,16 +155,35 @@ fs::path CheckpointStore::save(const nn::Decoder& model, const optim::Optimizer&
   return checkpoint;
 }
 
-void CheckpointStore::check_space(const nn::Decoder& model,
-                                  const optim::Optimizer& optimizer) const {
+bool CheckpointStore::holds(const fs::path& path) const {
+  std::error_code unknown;
+  const fs::path real = fs::weakly_canonical(path, unknown);
+  for (const auto& [step, checkpoint] : by_step()) {
+    const fs::path inside = real.lexically_relative(fs::weakly_canonical(checkpoint, unknown));
+    if (!inside.empty() && *inside.begin() != "..") return true;
+  }
+  return false;
+}
+
+uint64_t CheckpointStore::num_bytes() const {
+  uint64_t sum = 0;
+  for (const auto& [step, checkpoint] : by_step())
+    for (const auto& entry : fs::recursive_directory_iterator(checkpoint))
+      if (entry.is_regular_file()) sum += entry.file_size();
+  return sum;
+}
+
+void CheckpointStore::check_space(const nn::Decoder& model, const optim::Optimizer& optimizer,
+                                  uint64_t freed_bytes) const {
   uint64_t needed = 0;
   for (const auto& weight : model->parameters()) needed += weight.nbytes();
   for (const auto& [name, tensor] : optimizer.state()) needed += tensor.nbytes();
   std::error_code unknown;
   const fs::space_info space = fs::space(folder_, unknown);
-  PLX_CHECK(unknown || space.available >= needed, "a checkpoint takes ", (needed >> 20) + 1,
-            " MiB, and the disk of ", folder_.string(), " has ", space.available >> 20,
-            " MiB left");
+  PLX_CHECK(unknown || space.available + freed_bytes >= needed, "a checkpoint takes ",
+            (needed >> 20) + 1, " MiB, and the disk of ", folder_.string(), " has ",
+            (space.available + freed_bytes) >> 20, " MiB left",
+            freed_bytes > 0 ? " without the older run" : "");
 }
 
 void CheckpointStore::prune(int64_t step, int64_t keep_last) const {

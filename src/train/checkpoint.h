@@ -48,8 +48,14 @@ class CheckpointStore {
   /// older checkpoints are as before then. Without a tokenizer the tokens are no text.
   std::filesystem::path save(const nn::Decoder& model, const optim::Optimizer& optimizer,
                              const TrainingState& state, const text::Tokenizer* tokenizer) const;
-  /// Throws unless the disk has room for one more checkpoint, by the sizes of its tensors.
-  void check_space(const nn::Decoder& model, const optim::Optimizer& optimizer) const;
+  /// Whether `path` is one of the checkpoints or lies in one; links are followed.
+  bool holds(const std::filesystem::path& path) const;
+  /// Bytes of all checkpoints: what clear() gives back to the disk.
+  uint64_t num_bytes() const;
+  /// Throws unless the disk has room for one more checkpoint, by the sizes of its tensors, once
+  /// `freed_bytes` of it are deleted.
+  void check_space(const nn::Decoder& model, const optim::Optimizer& optimizer,
+                   uint64_t freed_bytes = 0) const;
   /// Deletes checkpoints of fewer steps than `step`, the oldest first, until keep_last are left.
   void prune(int64_t step, int64_t keep_last) const;
   /// Deletes all checkpoints.

@@ -24,15 +24,18 @@ namespace {
 constexpr std::chrono::milliseconds kTerminalInterval{100};
 constexpr std::chrono::seconds kPlainInterval{5};
 
-/// The lines of `text` up to the given step; a line that is cut short or has no step is dropped.
-std::string lines_until(const std::string& text, int64_t step) {
+/// The lines of `text` up to the given step, the last of them in *last; a line that is cut short or
+/// has no step is dropped.
+std::string lines_until(const std::string& text, int64_t step, nlohmann::json* last) {
   std::istringstream stream(text);
   std::string kept;
   for (std::string line; std::getline(stream, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
     const auto found = json.find("step");  // of an object; the end of anything else
     if (found == json.end() || !found->is_number_integer()) continue;
-    if (found->get<int64_t>() <= step) kept += line + "\n";
+    if (found->get<int64_t>() > step) continue;
+    kept += line + "\n";
+    *last = json;
   }
   return kept;
 }
@@ -42,7 +45,8 @@ std::string lines_until(const std::string& text, int64_t step) {
 MetricsFile::MetricsFile(std::filesystem::path path, int64_t keep_until_step)
     : path_(std::move(path)) {
   const bool keeps = keep_until_step >= 0 && std::filesystem::exists(path_);
-  io::write_file(path_, keeps ? lines_until(io::read_file(path_), keep_until_step) : "");
+  io::write_file(path_,
+                 keeps ? lines_until(io::read_file(path_), keep_until_step, &last_kept_) : "");
   descriptor_ = ::open(path_.c_str(), O_WRONLY | O_APPEND | O_CLOEXEC);
   PLX_CHECK(descriptor_ >= 0, "cannot open ", path_.string(), ": ", std::strerror(errno));
 }
@@ -51,9 +55,18 @@ MetricsFile::~MetricsFile() { ::close(descriptor_); }
 
 void MetricsFile::write(const nlohmann::json& line) {
   const std::string text = line.dump() + "\n";
-  const ssize_t count = ::write(descriptor_, text.data(), text.size());
-  PLX_CHECK(count == static_cast<ssize_t>(text.size()), "cannot write ", path_.string(), ": ",
-            count < 0 ? std::strerror(errno) : "no space left");
+  for (size_t done = 0; done < text.size();) {
+    const ssize_t count = ::write(descriptor_, text.data() + done, text.size() - done);
+    if (count < 0 && errno == EINTR) continue;
+    PLX_CHECK(count >= 0, "cannot write ", path_.string(), ": ", std::strerror(errno));
+    done += static_cast<size_t>(count);
+  }
+}
+
+bool MetricsFile::ends_at(int64_t step, int64_t num_steps) const {
+  return last_kept_.is_object() && last_kept_.value("event", nlohmann::json()) == "end" &&
+         last_kept_.value("step", nlohmann::json()) == step &&
+         last_kept_.value("finished", nlohmann::json()) == (step == num_steps);
 }
 
 Progress::Progress(bool enabled)

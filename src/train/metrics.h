@@ -7,7 +7,7 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
-#include <nlohmann/json_fwd.hpp>
+#include <nlohmann/json.hpp>
 #include <string>
 
 namespace parallax::train {
@@ -23,9 +23,12 @@ class MetricsFile {
   MetricsFile& operator=(const MetricsFile&) = delete;
 
   void write(const nlohmann::json& line);
+  /// Whether the last line that was kept is the end of a run of num_steps at `step`.
+  bool ends_at(int64_t step, int64_t num_steps) const;
 
  private:
   std::filesystem::path path_;
+  nlohmann::json last_kept_;
   int descriptor_ = -1;
 };
 

@@ -86,6 +86,7 @@ struct CheckpointSection {
 /// [logging]
 struct LoggingSection {
   int64_t every_steps = 1;
+  std::string run;
 };
 
 struct Recipe {

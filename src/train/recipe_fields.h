@@ -88,7 +88,7 @@ void visit_train(Section& s, Visitor&& visit) {
          .choices = {"float32", "bfloat16", "auto"}});
   visit("clip_norm", s.clip_norm, {.help = "largest gradient norm; 0: no clipping", .min = 0});
   visit("activation_checkpointing", s.activation_checkpointing,
-        {.help = "recompute layers in the backward pass to save memory"});
+        {.help = "recompute layers in the backward pass to save memory", .may_change = true});
   visit("embedding_init_std", s.embedding_init_std,
         {.help = "spread of the initial embedding; 0: model.initializer_range", .min = 0});
   visit("seed", s.seed, {.help = "seed of the initial weights", .min = 0});
@@ -121,6 +121,8 @@ void visit_logging(Section& s, Visitor&& visit) {
         {.help = "steps per line of metrics.jsonl, which has their mean loss",
          .min = 1,
          .may_change = true});
+  visit("run", s.run,
+        {.help = "a name that the start line of metrics.jsonl carries", .may_change = true});
 }
 
 /// What a field of config.json means, where its name does not say it.

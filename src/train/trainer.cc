@@ -119,9 +119,11 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
                           " has no checkpoint: the run starts again at its first step");
   }
   state_.recipe = to_json(recipe_);
-  store_.check_space(model_, *optimizer_);
+  store_.check_space(model_, *optimizer_, replaces_run() ? store_.num_bytes() : 0);
   warn_of_no_effect();
   metrics_.emplace(options_.output / kMetricsFile, checkpoint ? state_.step : -1);
+  // Last, so that a run that cannot start deletes no checkpoint of the older one.
+  if (replaces_run()) store_.clear();
 }
 
 /// Locks the output folder and returns whether a run has begun there that this one continues or
@@ -142,7 +144,12 @@ bool Trainer::prepare_output() {
     store_.remove_leftovers();
     io::remove_leftovers(options_.output, kMetricsFile);
   }
-  if (options_.overwrite && !options_.resume) store_.clear();
+  PLX_CHECK(
+      !replaces_run() || recipe_.model.init_from.empty() || !store_.holds(recipe_.model.init_from),
+      "model.init_from ", recipe_.model.init_from, " belongs to the run in ",
+      options_.output.string(),
+      ", which --overwrite deletes: write to another --output, or move that checkpoint "
+      "elsewhere first");
   return has_begun;
 }
 
@@ -223,7 +230,8 @@ RunSummary Trainer::run() {
       options_.stop_at > 0 ? std::min(options_.stop_at, num_steps) : num_steps;
   const int64_t first_step = state_.step;
   const auto start = Clock::now();
-  metrics_->write(start_line());
+  has_ended_before_ = state_.step >= last_step && metrics_->ends_at(state_.step, num_steps);
+  record(start_line());
   while (state_.step < last_step && InterruptScope::received() == 0) {
     step();
     const double seconds_per_step =
@@ -252,8 +260,18 @@ RunSummary Trainer::run() {
                          {"finished", state_.step == num_steps},
                          {"peak_memory_bytes", summary_.peak_memory_bytes}};
   if (summary_.evaluation) line.update(to_json(*summary_.evaluation));
-  metrics_->write(line);
+  record(line);
   return summary_;
+}
+
+/// Appends a line to the metrics, but none of a call that only comes to an end recorded before.
+void Trainer::record(const nlohmann::json& line) {
+  if (has_ended_before_) return;
+  try {
+    metrics_->write(line);
+  } catch (const std::exception& error) {
+    PLX_FAIL(text_of(error), "; ", rescue());
+  }
 }
 
 /// Runs work that leaves weights and optimizer alone; if it throws, saves before the run ends.
@@ -303,8 +321,14 @@ void Trainer::guard_weights() {
 }
 
 void Trainer::stop_on_bad(int64_t step, const std::string& what, const std::string& outcome) {
-  metrics_->write({{"event", "not_finite"}, {"step", step}, {"tensor", what}});
-  PLX_FAIL("step ", step, ": ", what, " is NaN, infinite or beyond ", kLargestNorm, "; ", outcome);
+  std::string lost;
+  try {
+    metrics_->write({{"event", "not_finite"}, {"step", step}, {"tensor", what}});
+  } catch (const std::exception& error) {
+    lost = "; " + text_of(error);
+  }
+  PLX_FAIL("step ", step, ": ", what, " is NaN, infinite or beyond ", kLargestNorm, "; ", outcome,
+           lost);
 }
 
 /// Saves the state of the last finished step unless it is saved already, and deletes no older one.
@@ -327,16 +351,15 @@ std::string Trainer::newest_checkpoint() const {
 }
 
 void Trainer::log_step() {
-  metrics_->write(
-      {{"event", "train"},
-       {"step", state_.step},
-       {"tokens", state_.num_tokens},
-       {"loss", interval_.loss_sum / static_cast<double>(interval_.num_steps)},
-       {"lr", recipe_.optimizer.lr * schedule_.at(state_.step - 1).lr},
-       {"grad_norm", last_step_.grad_norm},
-       {"tokens_per_second", static_cast<double>(interval_.num_tokens) / interval_.seconds},
-       {"seconds", state_.seconds},
-       {"peak_memory_bytes", peak_memory_bytes(device_)}});
+  record({{"event", "train"},
+          {"step", state_.step},
+          {"tokens", state_.num_tokens},
+          {"loss", interval_.loss_sum / static_cast<double>(interval_.num_steps)},
+          {"lr", recipe_.optimizer.lr * schedule_.at(state_.step - 1).lr},
+          {"grad_norm", last_step_.grad_norm},
+          {"tokens_per_second", static_cast<double>(interval_.num_tokens) / interval_.seconds},
+          {"seconds", state_.seconds},
+          {"peak_memory_bytes", peak_memory_bytes(device_)}});
   interval_ = {};
 }
 
@@ -354,7 +377,7 @@ void Trainer::evaluate_now() {
   nlohmann::json line = {
       {"event", "evaluation"}, {"step", state_.step}, {"tokens", state_.num_tokens}};
   line.update(to_json(*summary_.evaluation));
-  metrics_->write(line);
+  record(line);
   std::ostringstream text;
   text << "step " << state_.step << ": validation loss " << summary_.evaluation->loss;
   if (const auto& bits = summary_.evaluation->bits_per_byte) text << ", bits per byte " << *bits;
@@ -379,16 +402,19 @@ void Trainer::save() {
 }
 
 nlohmann::json Trainer::start_line() const {
-  return {{"event", "start"},
-          {"step", state_.step},
-          {"steps", recipe_.train.steps},
-          {"parameters", nn::num_parameters(*model_)},
-          {"mixers", recipe_.model.fields.mixers},
-          {"data", data_.description},
-          {"tokens_per_step", recipe_.train.batch_size * recipe_.data.context_length},
-          {"compute", dtype_name(compute_)},
-          {"device", device_.str()},
-          {"threads", at::get_num_threads()}};
+  nlohmann::json line = {
+      {"event", "start"},
+      {"step", state_.step},
+      {"steps", recipe_.train.steps},
+      {"parameters", nn::num_parameters(*model_)},
+      {"mixers", recipe_.model.fields.mixers},
+      {"data", data_.description},
+      {"tokens_per_step", recipe_.train.batch_size * recipe_.data.context_length},
+      {"compute", dtype_name(compute_)},
+      {"device", device_.str()},
+      {"threads", at::get_num_threads()}};
+  if (!recipe_.logging.run.empty()) line["run"] = recipe_.logging.run;
+  return line;
 }
 
 std::vector<std::string> Trainer::description() const {

@@ -26,7 +26,8 @@ struct RunOptions {
   std::filesystem::path output;
   /// Continue from the latest checkpoint in `output`; from the first step if there is none.
   bool resume = false;
-  /// Delete an older run in `output`; without, one that is there is an error.
+  /// Delete an older run in `output` once this one is known to be able to start; without, one that
+  /// is there is an error.
   bool overwrite = false;
   /// Save and stop after this many steps of the recipe's; 0 for all.
   int64_t stop_at = 0;
@@ -51,7 +52,7 @@ class Trainer {
 
   /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
   /// NaN, infinite or beyond kLargestNorm is an Error naming the step and the first such tensor; so
-  /// is data that cannot be read, and a failed evaluation. The state of the last finished step is
+  /// is data that cannot be read, a failed evaluation, and metrics that cannot be written. The state of the last finished step is
   /// saved before it is thrown, and no older one deleted; only where that step itself made a weight
   /// bad is it not saved, so that `latest` is always a state to go on from.
   RunSummary run();
@@ -66,6 +67,7 @@ class Trainer {
 
  private:
   bool prepare_output();
+  bool replaces_run() const { return options_.overwrite && !options_.resume; }
   void build_model(const std::optional<std::filesystem::path>& checkpoint);
   void resume_from(const std::filesystem::path& checkpoint);
   void warn_of_no_effect();
@@ -77,6 +79,7 @@ class Trainer {
   std::string newest_checkpoint() const;
   template <typename Work>
   auto or_rescue(const std::string& where, Work&& work);
+  void record(const nlohmann::json& line);
   void log_step();
   void evaluate_now();
   void write_checkpoint();
@@ -101,6 +104,7 @@ class Trainer {
   RunSummary summary_;
   std::optional<int64_t> saved_step_;  // of the newest checkpoint that this run knows
   bool has_unusual_weights_ = false;
+  bool has_ended_before_ = false;  // this call makes no step, and the metrics say the end already
   StepResult last_step_;
   // Since the last line of metrics.
   struct Interval {

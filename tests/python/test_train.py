@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`plx train` as a program: signals, kills, full disks, bad recipes, numbers that blow up."""
 
+import contextlib
 import ctypes
 import json
 import os
@@ -185,6 +186,32 @@ def test_a_full_disk_is_reported_and_the_last_checkpoint_stays(run):
     assert run.finish("--resume", "--stop-at", "4").returncode == 0
 
 
+def test_metrics_that_cannot_be_written_cost_no_step(run):
+    assert run.finish("--stop-at", "2").returncode == 0
+    metrics = run.output / "metrics.jsonl"
+    limit = 300_000  # more than any file of a checkpoint
+    kept = '{"event": "note", "step": 2, "text": "%s"}\n'
+    room = 2000  # for some five lines
+    metrics.write_text(metrics.read_text() + kept % ("x" * (limit - room)))
+
+    def limit_file_size():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = run.finish("--resume", preexec_fn=limit_file_size, restore_signals=False)
+    assert result.returncode == 1
+    newest = run.checkpoints()[-1]
+    step = int(newest.name.removeprefix("step_"))
+    assert step > 2
+    assert result.stderr.splitlines()[-1] == (
+        f"plx: cannot write {metrics}: File too large; "
+        f"the state after step {step} is saved in {newest}"
+    )
+    check_whole(newest)
+    assert run.finish("--resume", "--stop-at", str(step + 1)).returncode == 0
+    assert run.lines("train")[-1]["step"] == step + 1
+
+
 def obey_permissions():
     """Root may write where the permission bits say no; without these capabilities it may not."""
     if os.geteuid() == 0:
@@ -235,19 +262,59 @@ def test_a_folder_that_becomes_read_only_costs_the_steps_since_the_last_checkpoi
     assert run.finish("--resume", "--stop-at", "4").returncode == 0
 
 
-def test_a_disk_too_small_for_a_checkpoint_is_refused_at_the_start(run):
-    run.output.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run.output]
+@contextlib.contextmanager
+def small_disk(folder, size):
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("a small disk to try needs the right to mount one")
     try:
-        result = run.finish()
+        yield
     finally:
-        subprocess.run(["umount", run.output], check=True)
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_refused_at_the_start(run):
+    with small_disk(run.output, "64k"):
+        result = run.finish()
     assert result.returncode == 1
     assert result.stderr == (
         f"plx: a checkpoint takes 1 MiB, and the disk of {run.output} has 0 MiB left\n"
     )
+
+
+def test_a_run_too_large_for_the_disk_does_not_delete_the_older_one(run):
+    with small_disk(run.output, "2m"):
+        assert run.finish("--stop-at", "2").returncode == 0
+        result = run.finish("--overwrite", "--set", "model.hidden_size=1024")
+        assert result.returncode == 1
+        message = f", and the disk of {run.output} has 1 MiB left without the older run\n"
+        assert result.stderr.endswith(message)
+        assert len(run.lines("train")) == 2
+        check_whole(run.output / "step_00000002")
+        disk = os.statvfs(run.output)  # what is deleted counts as room
+        filler = disk.f_bavail * disk.f_frsize - 65536
+        run.output.joinpath("filler").write_bytes(bytes(filler))
+        result = run.finish("--overwrite", "--stop-at", "1")
+        assert result.returncode == 0, result.stderr
+
+
+def test_metrics_on_a_full_disk_end_the_run_with_the_newest_checkpoint_named(run):
+    with small_disk(run.output, "2m"):
+        assert run.finish("--stop-at", "2").returncode == 0
+        process = run.start("--resume")
+        run.wait_for_step(3, process)
+        filler = run.output / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 1
+        last = errors.splitlines()[-1]
+        assert last.startswith(f"plx: cannot write {run.output}/metrics.jsonl: No space left")
+        assert " is not saved (" in last
+        assert last.endswith(f"; the newest checkpoint is {run.output / 'step_00000002'}")
+        check_whole(run.output / "step_00000002")
 
 
 def test_numbers_that_blow_up_stop_the_run(run):
@@ -275,6 +342,9 @@ def test_a_setting_without_effect_is_a_warning(run):
     assert result.returncode == 0
     assert "warning" in result.stderr
     assert "data.path has no effect" in result.stderr
+    assert "--stop-at" not in result.stderr
+    result = run.finish("--resume", "--steps", "2", "--stop-at", "3")
+    assert "plx: warning: --stop-at 3 has no effect: train.steps is 2\n" in result.stderr
 
 
 def test_no_loss_is_reported_where_no_step_was_made(run):
@@ -330,7 +400,7 @@ def test_the_help_explains_and_bad_usage_is_told_apart(run):
         [program, "train", "--list-settings"], capture_output=True, text=True, check=True
     ).stdout
     assert "newton_schulz" in settings
-    assert "[recipe]" not in text  # it is not optional
+    assert "RECIPE (required)" in text  # as `CHECKPOINT (required)` of the other commands
     assert run.finish("--no-such-option").returncode == 2
     assert subprocess.run([program, "train"], capture_output=True).returncode == 2
 

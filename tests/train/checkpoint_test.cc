@@ -180,6 +180,12 @@ TEST_F(CheckpointTest, ADiskWithoutRoomForACheckpointIsRefused) {
   expect_refusal(
       message_of([&] { store.check_space(model, HugeOptimizer()); }),
       {"a checkpoint takes 42949672", " MiB, and the disk of " + folder_.string(), " MiB left"});
+  EXPECT_NO_THROW(store.check_space(model, HugeOptimizer(), uint64_t{5} << 50));
+  EXPECT_EQ(store.num_bytes(), 0U);
+  fs::create_directories(folder_ / "step_00000003/training");
+  io::write_file(folder_ / "step_00000003/training/state.json", "12345");
+  io::write_file(folder_ / "step_00000003/config.json", "67");
+  EXPECT_EQ(store.num_bytes(), 7U);
 }
 
 TEST_F(CheckpointTest, ChangedDataIsRefusedAtTheStartAndOnResuming) {

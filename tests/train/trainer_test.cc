@@ -375,11 +375,65 @@ TEST_F(TrainerTest, AnOlderRunIsNeitherTrainedOverNorIgnored) {
   EXPECT_EQ(losses("run").size(), 1U);
 }
 
+TEST_F(TrainerTest, ARunThatCannotStartLeavesTheOlderOneAsItWas) {
+  train("run", {"train.steps=2"});
+  const std::string weights = file("run/latest/model.safetensors"),
+                    lines = file("run/metrics.jsonl");
+  fs::copy(folder_ / "run/step_00000002", folder_ / "cut");
+  fs::resize_file(folder_ / "cut/model.safetensors", 3000);
+  fs::create_directory_symlink(folder_ / "run/latest", folder_ / "link");
+  const std::string rest =
+      "[data]\nkind = \"in_context_recall\"\ncontext_length = 16\n[train]\ndevice = \"cpu\"\n";
+  const auto from = [&](const char* name) {
+    return "[model]\ninit_from = \"" + (folder_ / name).string() + "\"\n" + rest;
+  };
+  const std::string group = "[[optimizer.groups]]\npattern = \"nomatch*\"\n";
+  for (const auto& [text, part] :
+       {std::pair{from("run/latest"), "which --overwrite deletes: write to another --output"},
+        {from("link"), "which --overwrite deletes: write to another --output"},
+        {from("cut"), "cut/model.safetensors"},
+        {kTinyRecipe + group, "matches no parameter"}}) {
+    io::write_file(folder_ / "recipe.toml", text);
+    RunOptions anew = options("run");
+    anew.overwrite = true;
+    const std::string message = message_of([&] { Trainer(recipe(), anew); });
+    EXPECT_NE(message.find(part), std::string::npos) << message;
+    EXPECT_TRUE(fs::exists(folder_ / "run/step_00000002")) << message;
+    ASSERT_EQ(file("run/latest/model.safetensors"), weights) << message;
+    EXPECT_EQ(file("run/metrics.jsonl"), lines) << message;
+  }
+}
+
 TEST_F(TrainerTest, ResumingAFinishedRunChangesNothing) {
   train("run", {"train.steps=2"});
-  const std::string before = file("run/latest/model.safetensors");
-  EXPECT_EQ(resume("run", {"train.steps=2"}).state.step, 2);
-  EXPECT_EQ(file("run/latest/model.safetensors"), before);
+  const std::string weights = file("run/latest/model.safetensors"),
+                    lines = file("run/metrics.jsonl");
+  const RunSummary again = resume("run", {"train.steps=2"});
+  EXPECT_EQ(again.state.step, 2);
+  EXPECT_TRUE(again.evaluation.has_value());
+  EXPECT_EQ(file("run/latest/model.safetensors"), weights);
+  EXPECT_EQ(file("run/metrics.jsonl"), lines);
+  // What the lines do not say yet is added: an end that a kill cut off, a new last step.
+  const std::string cut = lines.substr(0, lines.find("{\"accuracy\"", lines.size() / 2) + 20);
+  ASSERT_LT(cut.size(), lines.size());
+  io::write_file(folder_ / "run/metrics.jsonl", cut);
+  resume("run", {"train.steps=2"});
+  EXPECT_EQ(metrics("run", "end").size(), 1U);
+  EXPECT_EQ(metrics("run", "evaluation").size(), 1U);
+  train_until(2, "stopped", {"train.steps=3"});
+  EXPECT_FALSE(metrics("stopped", "end").at(0).at("finished"));
+  resume("stopped", {"train.steps=2"});
+  EXPECT_TRUE(metrics("stopped", "end").at(1).at("finished"));
+}
+
+TEST_F(TrainerTest, ActivationCheckpointingMayBeTurnedOnWhenTheRunGoesOn) {
+  train("whole");
+  train_until(10, "parts");
+  resume("parts", {"train.activation_checkpointing=true"});
+  for (const char* name : {"model.safetensors", "training/optimizer.safetensors"})
+    EXPECT_TRUE(file(std::string("whole/latest/") + name) ==
+                file(std::string("parts/latest/") + name))
+        << name;
 }
 
 TEST_F(TrainerTest, KeepsTheLastCheckpointsOnly) {
