@@ -109,10 +109,14 @@ void run_generate(const GenerateOptions& options) {
   print_timing(result.timing);
 }
 
+constexpr const char* kGreedy = "without --temperature the most probable token is always taken";
+
 void warn_of_idle_options(const CLI::App& command, const GenerateOptions& options) {
   if (options.request.sampling.temperature == 0.0) {
-    warn_without_effect(command, {"--top-k", "--top-p", "--min-p", "--seed"},
-                        "without --temperature the most probable token is always taken");
+    warn_without_effect(command, {"--top-k", "--top-p", "--min-p", "--seed"}, kGreedy);
+    if (options.num_samples > 1)
+      std::cerr << "plx: warning: --samples " << options.num_samples
+                << " gives equal texts: " << kGreedy << '\n';
   }
   if (options.json) {
     warn_without_effect(command, {"--echo"}, "the JSON has the prompt anyway");

@@ -70,6 +70,9 @@ int run_train(const TrainArguments& arguments) {
   const train::Recipe recipe = train::load_recipe(recipe_path, settings, resumed);
   for (const auto& warning : train::warnings(recipe))
     std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
+  if (arguments.stop_at > recipe.train.steps)
+    std::cerr << "plx: warning: --stop-at " << arguments.stop_at
+              << " has no effect: train.steps is " << recipe.train.steps << '\n';
 
   train::Trainer trainer(recipe, {.output = output,
                                   .resume = arguments.resume,
@@ -94,8 +97,8 @@ void add_train(CLI::App& app) {
   CLI::App* command = app.add_subcommand("train", "Train a model as a recipe says");
   command->footer(kExamples);
   command
-      ->add_option("recipe", arguments->recipe, "TOML file: model, data, optimizer, schedule, ...")
-      ->type_name("PATH")
+      ->add_option("RECIPE", arguments->recipe, "TOML file: model, data, optimizer, schedule, ...")
+      ->option_text("(required)")
       ->required();
   command
       ->add_option("-o,--output", arguments->output,

@@ -220,12 +220,13 @@ def test_bfloat16_runs(checkpoint):
     assert result["tokens"]
 
 
-def test_generation_config_lists_more_end_tokens(softmax, tmp_path):
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_configs_list_more_end_tokens(softmax, tmp_path, name):
     (free,) = generate(softmax, "--prompt", "a", "--max-tokens", 20)
     end = free["tokens"][4]
-    for file in ("config.json", "model.safetensors"):
-        (tmp_path / file).symlink_to(softmax / file)
-    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, end]}))
+    more = {"eos_token_id": [EOS, end]}
+    edited_copy(softmax, tmp_path, **(more if name == "config.json" else {}))
+    (tmp_path / "generation_config.json").write_text(json.dumps(more if name[0] == "g" else {}))
     (result,) = generate(tmp_path, "--prompt", "a", "--max-tokens", 20)
     assert result["finish_reason"] == "end_of_text"
     assert result["tokens"] == free["tokens"][: free["tokens"].index(end) + 1]
@@ -315,6 +316,9 @@ def test_options_without_effect_are_warned_of(softmax, tmp_path):
     names = ["--top-k", "--top-p", "--min-p", "--seed"]
     assert warnings_of("generate", *prompt, *filters) == names
     assert warnings_of("generate", *prompt, *filters, "--temperature", 1) == []
+    assert warnings_of("generate", *prompt, "--samples", 2) == ["--samples"]
+    assert warnings_of("generate", *prompt, "--samples", 1) == []
+    assert warnings_of("generate", *prompt, "--samples", 2, "--temperature", 1) == []
     assert warnings_of("generate", *prompt, "--log-probabilities") == ["--log-probabilities"]
     assert warnings_of("generate", *prompt, "--echo", "--json") == ["--echo"]
     text, lines, shards = tmp_path / "a.txt", tmp_path / "a.jsonl", tmp_path / "shards"
