@@ -6,14 +6,19 @@ at 0. The report says what was measured, whichever twin wins.
 """
 
 import argparse
+import contextlib
+import ctypes
 import datetime
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -51,63 +56,150 @@ class Run:
         return next((r[name] for r in reversed(self.records[event]) if name in r), None)
 
 
+class Stopped(KeyboardInterrupt):
+    """A signal that ends the demo."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = signal.Signals(number)
+
+
+def listen_to_signals() -> None:
+    def stop(number, _frame):
+        raise Stopped(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, stop)
+
+
+def end_with_the_demo() -> None:
+    """In plx, before it starts: SIGTERM, at which a run saves, when the demo is killed."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
 def say(text: str) -> None:
-    print(f"\ndemo: {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        print(f"\ndemo: {text}", file=sys.stderr, flush=True)
 
 
 def plx(*arguments: str | Path, capture: bool = False) -> str:
     """Runs plx with its progress on this terminal; its errors end the demo.
 
-    Ctrl-C reaches plx too, which saves and stops: it is given the time to.
+    At a signal plx saves and stops: it is given the time to. Ctrl-C reaches it from the terminal.
+    Of another signal it is told by SIGINT: it may have got that one too, and would end at once if
+    it got two of a kind.
     """
     command = [str(PLX), *map(str, arguments)]
     stdout = subprocess.PIPE if capture else sys.stderr
     # Threads that wait spin for some 0.1 ms, then sleep. For longer, they would take turns with
     # whatever else the machine does; not at all, and every small op waits for threads to wake up.
     environment = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"} | os.environ
-    process = subprocess.Popen(command, stdout=stdout, text=True, cwd=ROOT, env=environment)
-    interrupted = False
+    process = subprocess.Popen(
+        command, stdout=stdout, text=True, cwd=ROOT, env=environment, preexec_fn=end_with_the_demo
+    )
+    stopped = None
     while True:
         try:
             written, _ = process.communicate()
             break
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
+        except Stopped as signal_received:
+            stopped = signal_received
+            if stopped.number != signal.SIGINT:
+                process.send_signal(signal.SIGINT)
+    if stopped:
+        raise stopped
     if process.returncode != 0:
         sys.exit(f"demo: '{' '.join(command)}' ended with status {process.returncode}")
     return written or ""
 
 
-class OwnRuns:
-    """Which runs in the output folder are this demo's own, as it left them; others are kept.
+@contextlib.contextmanager
+def plain_failure(path: Path) -> Iterator[None]:
+    """What the system refuses while `path` is written ends the demo in one line."""
+    try:
+        yield
+    except OSError as error:
+        sys.exit(f"demo: cannot write {path}: {error.strerror or error}")
 
-    A run counts as such while its metrics file, which every step appends to, has the size that
-    runs.json says.
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path that becomes `path`, on the disk, once it is whole."""
+    temporary = path.with_name(f".{path.name}")
+    with plain_failure(path):
+        try:
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+class OwnRuns:
+    """Which runs in the output folder are this demo's own, finished or not; others are kept.
+
+    runs.json has a random name that is there before the first run starts. plx notes it in the start
+    line of a run's metrics and in its checkpoints (logging.run), but not where anyone else started
+    or continued the run.
     """
+
+    # What a run that was killed before its start line may have left.
+    SCRAPS = (".metrics.jsonl.", ".step_", ".removed-step_", ".latest")
 
     def __init__(self, output: Path):
         self.output, self.file = output, output / "runs.json"
-        self.sizes = json.loads(self.file.read_text()) if self.file.exists() else {}
+        noted, *_ = *json_objects([text_of(self.file)]), {}
+        self.name = name if isinstance(name := noted.get("run"), str) else None
 
-    def size(self, name: str) -> int | None:
-        metrics = self.output / name / "metrics.jsonl"
-        return metrics.stat().st_size if metrics.exists() else None
+    def is_own(self, folder: Path) -> bool:
+        if not folder.is_dir():
+            return not folder.exists()
+        lines = json_objects(text_of(folder / "metrics.jsonl").splitlines())
+        names = [line.get("run") for line in lines if line.get("event") == "start"]
+        for checkpoint in folder.glob("step_*"):
+            recipes = json_objects([text_of(checkpoint / "training/recipe.json")])
+            sections = [recipe.get("logging") for recipe in recipes] or [None]
+            names += [
+                logging.get("run") if isinstance(logging, dict) else None for logging in sections
+            ]
+        if names:
+            return self.name is not None and all(name == self.name for name in names)
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(self.SCRAPS)]
+        return not lines and set(others) <= {"metrics.jsonl"}
 
-    def check(self, names: list[str]) -> None:
-        for name in names:
-            folder = self.output / name
-            is_empty = not folder.exists() or not any(folder.iterdir())
-            if not is_empty and self.size(name) != self.sizes.get(name, -1):
-                sys.exit(
-                    f"demo: {folder} holds something else than this demo left there, such as a run "
-                    "that was continued; move it away, or name another folder with --output"
-                )
+    def claim(self, names: list[str]) -> None:
+        """Ends the demo if one of its folders is not its own, else notes that they are."""
+        taken = [self.output / name for name in names if not self.is_own(self.output / name)]
+        if self.file.exists() and self.name is None:
+            taken.append(self.file)
+        if taken:
+            sys.exit(
+                f"demo: not left there by this demo, or continued since: "
+                f"{', '.join(map(str, taken))}; move it away to keep it; to delete it: "
+                f"rm -r {shlex.join(map(str, taken))}"
+            )
+        if self.name is None:
+            self.name = f"demo-{uuid.uuid4().hex}"
+            with writing(self.file) as path:
+                path.write_text(json.dumps({"run": self.name}) + "\n")
 
-    def note(self, name: str) -> None:
-        self.sizes[name] = self.size(name)
-        self.file.write_text(json.dumps(self.sizes))
+
+def text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def json_objects(texts: list[str]) -> list[dict]:
+    """Those of the texts that are JSON objects; a kill or a power cut may have damaged others."""
+    objects = []
+    for text in texts:
+        with contextlib.suppress(ValueError):
+            objects.append(json.loads(text))
+    return [value for value in objects if isinstance(value, dict)]
 
 
 def recipe_of(task: str) -> dict:
@@ -159,15 +251,12 @@ class Schedule:
 def train(
     task: str, arms: tuple[str, ...], own: OwnRuns, schedule: Schedule, *arguments: str | Path
 ) -> list[Run]:
-    runs = []
+    runs, name = [], f"logging.run={own.name}"
     for arm in arms:
         folder = own.output / f"{task}_{arm}"
         say(f"{task}: training {arm} ({schedule.start()})")
         recipe = ROOT / f"recipes/demo_{task}_{arm}.toml"
-        try:
-            plx("train", recipe, "--output", folder, "--overwrite", *arguments)
-        finally:
-            own.note(folder.name)
+        plx("train", recipe, "--output", folder, "--overwrite", "--set", name, *arguments)
         schedule.finish()
         runs.append(Run.load(arm, folder))
     return runs
@@ -340,11 +429,12 @@ def parse_arguments() -> argparse.Namespace:
 def run_demo(options: argparse.Namespace) -> None:
     started = time.monotonic()
     output = options.output.resolve()
-    output.mkdir(parents=True, exist_ok=True)
+    with plain_failure(output):
+        output.mkdir(parents=True, exist_ok=True)
 
     own = OwnRuns(output)
     runs = [("recall", arm) for arm in RECALL_ARMS] + [("text", arm) for arm in TWINS]
-    own.check([f"{task}_{arm}" for task, arm in runs])
+    own.claim([f"{task}_{arm}" for task, arm in runs])
 
     say("preparing the text")
     corpus = prepare_corpus(options.data, output)
@@ -360,20 +450,26 @@ def run_demo(options: argparse.Namespace) -> None:
     sample = Sample(options.prompt, written)
 
     accuracy = Figure("accuracy", "accuracy", "accuracy", "In-context recall")
-    plot_runs({run.arm: run.metrics for run in recall}, accuracy, output / "recall.png")
+    with writing(output / "recall.png") as path:
+        plot_runs({run.arm: run.metrics for run in recall}, accuracy, path)
     loss = Figure("loss", "validation_loss", "loss, nats per token", "Text")
-    plot_runs({run.arm: run.metrics for run in text}, loss, output / "loss.png")
+    with writing(output / "loss.png") as path:
+        plot_runs({run.arm: run.metrics for run in text}, loss, path)
     names = ", ".join(f"`{path}`" for path in options.data)
     data = names or "the Python standard library's source files"
-    path = output / "report.md"
-    path.write_text(report(recall, text, sample, data), encoding="utf-8")
-    say(f"wrote {path} in {time.monotonic() - started:.0f} s")
-    print(path)
+    with writing(output / "report.md") as path:
+        path.write_text(report(recall, text, sample, data), encoding="utf-8")
+    say(f"wrote {output / 'report.md'} in {time.monotonic() - started:.0f} s")
+    print(output / "report.md")
 
 
 if __name__ == "__main__":
     try:
+        listen_to_signals()
         run_demo(parse_arguments())
-    except KeyboardInterrupt:
-        say("stopped by Ctrl-C; what was trained until then is saved")
-        sys.exit(130)
+    except Stopped as stopped:
+        name = "Ctrl-C" if stopped.number == signal.SIGINT else stopped.number.name
+        say(f"stopped by {name}; what was trained until then is kept, the next demo starts anew")
+        sys.exit(128 + stopped.number)
+    except OSError as error:
+        sys.exit(f"demo: {error}")
