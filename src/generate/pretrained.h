@@ -22,7 +22,7 @@ struct Pretrained {
   /// What stands before the first token of a text: bos_token_id, else the first eos_token_id, of
   /// config.json; else the tokenizer's end-of-text token (training joins documents by it).
   int32_t start_token = 0;
-  /// eos_token_id of generation_config.json and of config.json (one or a list), and the tokenizer's.
+  /// eos_token_id of generation_config.json and config.json (one or a list), and the tokenizer's.
   std::vector<int32_t> eos_tokens;
 };
 

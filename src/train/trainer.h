@@ -52,9 +52,10 @@ class Trainer {
 
   /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
   /// NaN, infinite or beyond kLargestNorm is an Error naming the step and the first such tensor; so
-  /// is data that cannot be read, a failed evaluation, and metrics that cannot be written. The state of the last finished step is
-  /// saved before it is thrown, and no older one deleted; only where that step itself made a weight
-  /// bad is it not saved, so that `latest` is always a state to go on from.
+  /// is data that cannot be read, a failed evaluation, and metrics that cannot be written. The
+  /// state of the last finished step is saved before it is thrown, and no older one deleted; only
+  /// where that step itself made a weight bad is it not saved, so that `latest` is always a state
+  /// to go on from.
   RunSummary run();
 
   nn::Decoder& model() { return model_; }
@@ -104,7 +105,7 @@ class Trainer {
   RunSummary summary_;
   std::optional<int64_t> saved_step_;  // of the newest checkpoint that this run knows
   bool has_unusual_weights_ = false;
-  bool has_ended_before_ = false;  // this call makes no step, and the metrics say the end already
+  bool has_ended_before_ = false;  // no step is left, and the metrics tell of the end
   StepResult last_step_;
   // Since the last line of metrics.
   struct Interval {
