@@ -10,7 +10,7 @@ namespace parallax::cpu {
 /// 8 matrix products per pair of tiles, for kernels that have fused_backward.
 void fused_backward(const Kernels& kernels, const BackwardArgs& args);
 
-/// 11 matrix products per pair of tiles, for the others.
+/// 11 matrix products per pair of tiles, for the others, which pack their operands.
 void two_pass_backward(const Kernels& kernels, const BackwardArgs& args);
 
 /// What the tiles of one sequence and key head read, without packed operands.

@@ -125,10 +125,11 @@ class Decoder {
 
   void run_piece(const PieceTask& task) {
     const SplitTile* const tiles = plan_.tiles.data() + task.first_tile;
-    const RowTile& first = tiles[0].tile;
+    const int rows = tiles[0].tile.rows;
+    const int64_t num_pieces = tiles[0].num_pieces;
     const int64_t scratch_floats = kernels_.scratch_floats(padded_);
-    const int64_t states_floats = state_floats(padded_, first.rows);
-    float* const scratch = thread_scratch(scratch_floats + task.num_heads * states_floats);
+    const int64_t floats_per_state = state_floats(padded_, rows);
+    float* const scratch = thread_scratch(scratch_floats + task.num_heads * floats_per_state);
     TileInputs inputs[kMaxTileHeads];
     TileState states[kMaxTileHeads];
     for (int head = 0; head < task.num_heads; ++head) {
@@ -136,24 +137,24 @@ class Decoder {
       inputs[head] = tile_inputs(problem_, sequence(tile), tile.head_kv);
       packed_.add_to(inputs[head], tile.sequence_idx, tile.head_kv);
       states[head] =
-          tiles[head].num_pieces == 1
-              ? carve_state(scratch + scratch_floats + head * states_floats, padded_, tile.rows)
-              : state(tiles[head], task.piece);
+          num_pieces > 1
+              ? state(tiles[head], task.piece)
+              : carve_state(scratch + scratch_floats + head * floats_per_state, padded_, rows);
     }
-    QueryTile part = first.tile;
-    const int64_t step = piece_keys(part.key_end - part.key_begin);
-    if (tiles[0].num_pieces > 1) {
+    QueryTile part = tiles[0].tile.tile;
+    if (num_pieces > 1) {
+      const int64_t step = piece_keys(part.key_end - part.key_begin);
       part.key_begin += task.piece * step;
       part.key_end = std::min(part.key_begin + step, part.key_end);
     }
-    if (first.rows == kNarrowRows)
+    if (rows == kNarrowRows)
       kernels_.narrow_forward({.inputs = inputs, .states = states, .count = task.num_heads}, part,
                               scratch);
     else
-      kernels_.forward(inputs[0], part, first.rows, states[0], scratch);
+      kernels_.forward(inputs[0], part, rows, states[0], scratch);
+    if (num_pieces > 1) return;
     for (int head = 0; head < task.num_heads; ++head)
-      if (tiles[head].num_pieces == 1)
-        finish(inputs[head], tiles[head].tile, states[head], scratch);
+      finish(inputs[head], tiles[head].tile, states[head], scratch);
   }
 
   void merge_pieces(const SplitTile& split) {

@@ -30,7 +30,6 @@ struct BackwardPlan {
       count += problem.num_heads_kv * num_rows(problem, sequence);
     }
     stats.resize(static_cast<size_t>(count));
-    if (kernels.pack == nullptr) return;
     const auto pack = [&](const ConstTensorView& tensor) {
       const RowSource source = [&](const core::Sequence& sequence, int64_t head_kv) {
         return group_rows(problem, tensor, sequence, head_kv);

@@ -8,6 +8,18 @@ import numpy as np
 import torch
 from support import build_path
 
+# Of models whose logits have a size of about one.
+TINY_SIZES = {
+    "vocab_size": 173,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,
+}
+
 
 def logits_tool(*arguments):
     # One thread: these models are too small for more, which then wait for each other.

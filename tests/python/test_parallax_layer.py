@@ -5,24 +5,16 @@ import json
 
 import pytest
 import torch
-from decoder_logits import assert_as_near_as_float32, logits_tool, our_logits
+from decoder_logits import TINY_SIZES, assert_as_near_as_float32, logits_tool, our_logits
 from naive import naive
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import embedding, linear, silu
 
-CONFIG = {
+CONFIG = TINY_SIZES | {
     "model_type": "parallax_qwen3",
-    "vocab_size": 173,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
     "head_dim": 20,
-    "max_position_embeddings": 512,
     "rms_norm_eps": 0.01,  # large enough to be seen
     "rope_theta": 5e5,
-    "initializer_range": 0.15,  # logits of a size of about one
     "mixers": ["parallax"],
     "qk_norm": True,
     "attention_bias": False,

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 import torch
-from decoder_logits import assert_as_near_as_float32, our_logits
+from decoder_logits import TINY_SIZES, assert_as_near_as_float32, our_logits
 from support import build_path
 from transformers import (
     AutoModelForCausalLM,
@@ -29,17 +29,8 @@ FAMILIES = {
 def make_model(family, seed, **changes):
     """A random model whose logits have a size of about one."""
     config_class, model_class = FAMILIES[family]
-    settings = {
-        "vocab_size": 173,
-        "hidden_size": 48,
-        "intermediate_size": 80,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.15,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
-    }
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    settings = TINY_SIZES | {"rope_parameters": rope}
     if family == "qwen3":
         settings["head_dim"] = 20  # not hidden_size / num_attention_heads
     torch.manual_seed(seed)

@@ -91,11 +91,7 @@ static void add_key_part(const FusedPart& part, const ScoreTile<kWideRows>& scor
     row_product<kSums>(sums, from.weights, {from.rows, padded}, size, padded);
     return;
   }
-  for (int row = 0; row < from.count; ++row) {
-    const float* const source = from.rows + row * padded;
-    const bool finite = all_finite(source, padded);
-    for (int d = 0; d < padded; ++d) spare[row * padded + d] = finite ? source[d] : 0.0f;
-  }
+  copy_finite_rows(spare, {from.rows, padded}, from.count, padded);
   row_product<kSums>(sums, from.weights, {spare, padded}, size, padded);
   for (int row = 0; row < from.count; ++row) {
     const float* const source = from.rows + row * padded;

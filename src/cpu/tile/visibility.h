@@ -86,6 +86,15 @@ static bool all_finite(const float* row, int64_t count) {
   return !tail_bad && !any<kVectorFloats>(bad);
 }
 
+/// target[k][0 .. length) = row k, or zeros for a row that is not finite.
+static void copy_finite_rows(float* target, const FloatRows& rows, int64_t count, int64_t length) {
+  for (int64_t k = 0; k < count; ++k) {
+    const float* const row = rows.data + k * rows.stride;
+    const bool finite = all_finite(row, length);
+    for (int64_t m = 0; m < length; ++m) target[k * length + m] = finite ? row[m] : 0.0f;
+  }
+}
+
 /// c[m][lane] += sum_k a[k][m] b[k][lane] over the pairs for which visible(k, lane); b is 0 for the
 /// others. `spare` holds depth * rows floats. The rows of `a` that are not finite, if any, are left
 /// out of the matrix product and added lane by lane, so that nobody else's bits depend on them.
@@ -99,11 +108,7 @@ static void add_visible_product(float* c, const FloatRows& a, const float* b, Pr
     add_transposed_product<kLanes>(c, a, b, size);
     return;
   }
-  for (int64_t k = 0; k < depth; ++k) {
-    const float* const row = a.data + k * a.stride;
-    const bool finite = all_finite(row, rows);
-    for (int m = 0; m < rows; ++m) spare[k * rows + m] = finite ? row[m] : 0.0f;
-  }
+  copy_finite_rows(spare, a, depth, rows);
   add_transposed_product<kLanes>(c, {spare, rows}, b, size);
   for (int64_t k = 0; k < depth; ++k) {
     const float* const row = a.data + k * a.stride;
