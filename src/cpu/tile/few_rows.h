@@ -1,10 +1,9 @@
 // Forward for tiles of at most four rows of one token, as in decoding: the head dimension is in
 // the lanes, so that every key and value is loaded and converted once for all rows and no lane
 // idles. (With rows in the lanes, fewer than eight would leave most lanes empty.)
-// Several key heads go through the keys together, block by block: in a cache [B, T, H, D] the heads
-// of a key lie side by side, and a thread that takes them all reads its memory from end to end.
-// A block: scores with a horizontal sum per key and row, the softmax with keys in the lanes, then
-// the value sums with their accumulators in registers.
+// Several key heads go through the keys together, block by block: in a cache [B, T, H, D] they lie
+// side by side, and a thread that takes them all reads its memory from end to end.
+// A block: scores, the softmax with keys in the lanes, then the value sums in registers.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -27,7 +26,7 @@ template <int kRows>
 struct FewRows {
   const float *q, *r;  // [kRows][D]
   float *o1, *o2;      // [kRows][D]
-  float max[kRows], weight[kRows], t_sum[kRows], centre[kRows];
+  float max[kRows]{}, weight[kRows]{}, t_sum[kRows]{}, centre[kRows]{};
 };
 
 /// Scores of one head and block, then w and w (t - centre); what the old sums are multiplied by.
@@ -54,6 +53,7 @@ PLX_INLINE void score_keys(const FewRows<kRows>& rows, HeadRows k, DepthSpan dep
 #pragma GCC unroll 16
   for (int i = 0; i < kSums; ++i) sums[i] = F{};
   for (int d = depth.first; d < depth.end; d += kVectors * kVectorFloats) {
+    k.next.ask(kLines<kType, kKeys * kVectors * kVectorFloats>);
 #pragma GCC unroll 8
     for (int i = 0; i < kKeys; ++i) {
       F key[kVectors];
@@ -73,18 +73,21 @@ PLX_INLINE void score_keys(const FewRows<kRows>& rows, HeadRows k, DepthSpan dep
         }
     }
   }
+  F addends[kSums];  // with its address taken, sums itself would be stored at every step
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) addends[i] = sums[i];
 #pragma GCC unroll 4
   for (int part = 0; part < kSums; part += kVectorFloats)
-    store(totals + part, sums_of_lanes(sums + part));
+    store(totals + part, sums_of_lanes(addends + part));
 }
 
-/// s = q.k and t = r.k of `count` keys, rounded up to whole kScoreKeys.
+/// s = q.k and t = r.k of all keys, rounded up to whole kScoreKeys.
 template <int kRows, DType kType>
-PLX_INLINE void few_scores(const FewRows<kRows>& rows, HeadRows k, int64_t count, int head_dim,
+PLX_INLINE void few_scores(const FewRows<kRows>& rows, HeadRows k, int head_dim,
                            FewScores<kRows>& scores) {
   constexpr int kKeys = kScoreKeys<kRows>;
   const int paired = head_dim / kPairFloats * kPairFloats;
-  for (int64_t first = 0; first < count; first += kKeys, k.rows += kKeys) {
+  for (int64_t first = 0; first < k.count; first += kKeys, k.rows += kKeys) {
     float totals[2 * kRows * kKeys];
     score_keys<kRows, kType, 2>(rows, k, {0, paired, head_dim}, totals);
     if (paired < head_dim) {
@@ -153,11 +156,12 @@ constexpr int kValueRows = kRows < kValueVectors / 2 ? kRows : kValueVectors / 2
 /// even number of them, or the last one.
 template <int kRows, DType kType, int kCount>
 PLX_INLINE void add_few_values(FewRows<kRows>& rows, int first_row, const FewScores<kRows>& scores,
-                               HeadRows v, int64_t count, DepthSpan depth) {
+                               HeadRows v, DepthSpan depth) {
   using F = Floats<kVectorFloats>;
   F o1[kValueRows<kRows>][kCount]{}, o2[kValueRows<kRows>][kCount]{};
-  for (int64_t key = 0; key < count; ++key) {
+  for (int64_t key = 0; key < v.count; ++key) {
     const void* const source = v[key];
+    v.next.ask(kLines<kType, kCount * kVectorFloats>);
     F value[kCount];
     if constexpr (kCount == 1) value[0] = load_numbers<kType>(source, depth.first);
 #pragma GCC unroll 4
@@ -187,11 +191,11 @@ PLX_INLINE void add_few_values(FewRows<kRows>& rows, int first_row, const FewSco
 /// O1 <- rescale O1 + sum w v, O2 likewise with w (t - centre). The block is summed from zero.
 template <int kRows, DType kType, int kCount = kValueVectors / kValueRows<kRows>>
 PLX_INLINE void few_values(FewRows<kRows>& rows, const FewScores<kRows>& scores, HeadRows v,
-                           int64_t count, DepthSpan depth) {
+                           DepthSpan depth) {
   for (; depth.first + kCount * kVectorFloats <= depth.end; depth.first += kCount * kVectorFloats)
     for (int row = 0; row < kRows; row += kValueRows<kRows>)
-      add_few_values<kRows, kType, kCount>(rows, row, scores, v, count, depth);
-  if constexpr (kCount > 1) few_values<kRows, kType, kCount / 2>(rows, scores, v, count, depth);
+      add_few_values<kRows, kType, kCount>(rows, row, scores, v, depth);
+  if constexpr (kCount > 1) few_values<kRows, kType, kCount / 2>(rows, scores, v, depth);
 }
 
 /// Loads up to kRows rows of q and r, zeros for the missing.
@@ -199,20 +203,13 @@ template <int kRows, DType kType>
 static void start_few_rows(const TileInputs& inputs, const QueryTile& tile, float* memory,
                            FewRows<kRows>& rows) {
   const int head_dim = inputs.head_dim;
-  float* const q = memory;
-  float* const r = q + kRows * head_dim;
-  load_rows(q, inputs.q, tile, inputs.group, head_dim, head_dim, kRows);
-  load_rows(r, inputs.r, tile, inputs.group, head_dim, head_dim, kRows);
-  arrange_rows<kType>(q, 2 * kRows, head_dim);
-  rows.q = q;
-  rows.r = r;
-  rows.o1 = r + kRows * head_dim;
-  rows.o2 = rows.o1 + kRows * head_dim;
-  for (int idx = 0; idx < 2 * kRows * head_dim; ++idx) rows.o1[idx] = 0.0f;
-  for (int row = 0; row < kRows; ++row) {
-    rows.max[row] = -kInfinity;
-    rows.weight[row] = rows.t_sum[row] = rows.centre[row] = 0.0f;
-  }
+  const int size = kRows * head_dim;
+  load_rows(memory, inputs.q, tile, inputs.group, head_dim, head_dim, kRows);
+  load_rows(memory + size, inputs.r, tile, inputs.group, head_dim, head_dim, kRows);
+  arrange_rows<kType>(memory, 2 * kRows, head_dim);
+  rows = {.q = memory, .r = memory + size, .o1 = memory + 2 * size, .o2 = memory + 3 * size};
+  for (int idx = 0; idx < 2 * size; ++idx) rows.o1[idx] = 0.0f;
+  for (int row = 0; row < kRows; ++row) rows.max[row] = -kInfinity;
 }
 
 template <int kRows, DType kType>
@@ -244,8 +241,9 @@ static void few_rows_tiles(const HeadTiles& heads, const QueryTile& tile, float*
     k_offsets[head] = static_cast<const char*>(in.k.data) - static_cast<const char*>(first.k.data);
     v_offsets[head] = static_cast<const char*>(in.v.data) - static_cast<const char*>(first.v.data);
   }
-  const RowRuns k_runs = row_runs(k_offsets, heads.count, head_dim * element_bytes(kType));
-  const RowRuns v_runs = row_runs(v_offsets, heads.count, head_dim * element_bytes(kType));
+  const int64_t row_bytes = head_dim * element_bytes(kType);
+  const RowRuns k_runs = row_runs(k_offsets, heads.count, row_bytes);
+  const RowRuns v_runs = row_runs(v_offsets, heads.count, row_bytes);
   KeyBlock blocks[2];
   blocks[0].find(first, tile, tile.key_begin);
   int current = 0;
@@ -256,13 +254,14 @@ static void few_rows_tiles(const HeadTiles& heads, const QueryTile& tile, float*
     for (int head = 0; head < heads.count; ++head) {
       const int64_t begin = head * next.count / heads.count;
       const int64_t end = (head + 1) * next.count / heads.count;
-      prefetch_rows(next.keys + begin, next.keys + end, k_runs);
-      few_scores<kRows, kType>(rows[head], {block.keys, k_offsets[head]}, block.count, head_dim,
-                               scores);
-      prefetch_rows(next.values + begin, next.values + end, v_runs);
+      RowPrefetch next_keys(next.keys + begin, next.keys + end, k_runs);
+      few_scores<kRows, kType>(rows[head], {block.keys, k_offsets[head], block.count, next_keys},
+                               head_dim, scores);
+      RowPrefetch next_values(next.values + begin, next.values + end, v_runs);
       for (int row = 0; row < kRows; ++row)
         few_softmax<kRows>(rows[head], scores, row, block.count, first.softmax_scale);
-      few_values<kRows, kType>(rows[head], scores, {block.values, v_offsets[head]}, block.count,
+      few_values<kRows, kType>(rows[head], scores,
+                               {block.values, v_offsets[head], block.count, next_values},
                                {0, head_dim, head_dim});
     }
   }

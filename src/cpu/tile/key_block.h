@@ -43,13 +43,6 @@ struct KeyBlock {
   }
 };
 
-/// The same numbers of one head.
-struct HeadRows {
-  const void* const* rows;
-  int64_t offset;  // bytes
-  const void* operator[](int64_t idx) const { return static_cast<const char*>(rows[idx]) + offset; }
-};
-
 /// Where the rows of all heads lie relative to the first's: `count` runs of `bytes`.
 struct RowRuns {
   const int64_t* offsets;
@@ -65,16 +58,58 @@ PLX_INLINE RowRuns row_runs(const int64_t* offsets, int num_heads, int64_t row_b
   return {offsets, num_heads, row_bytes};
 }
 
-/// Asks for rows of the next block while this one is computed, in the order of memory.
-PLX_INLINE void prefetch_rows(const void* const* rows, const void* const* end,
-                              const RowRuns& runs) {
-  for (; rows < end; ++rows)
-    for (int run = 0; run < runs.count; ++run) {
-      const char* const begin = static_cast<const char*>(*rows) + runs.offsets[run];
-      for (int64_t byte = 0; byte < runs.bytes; byte += 64)
-        __builtin_prefetch(begin + byte, /*rw=*/0, /*locality=*/2);
+constexpr int kLineBytes = 64;
+
+/// Lines of memory that so many numbers take, at least one.
+template <DType kType, int kNumbers>
+constexpr int kLines = [] {
+  const int lines = kNumbers * (kType == DType::kFloat32 ? 4 : 2) / kLineBytes;
+  return lines > 0 ? lines : 1;
+}();
+
+/// Asks for rows of the next block line by line, in the order of memory and in between the
+/// arithmetic on this block, which a burst of requests would stall once the queue of misses is full.
+class RowPrefetch {
+ public:
+  RowPrefetch(const void* const* rows, const void* const* end, const RowRuns& runs)
+      : row_(rows), end_(end), runs_(runs) {
+    if (row_ < end_) start_run();
+  }
+
+  /// The next `lines` lines, as far as there are any.
+  __attribute__((always_inline)) void ask(int lines) {
+    for (; lines > 0 && row_ < end_; --lines) {
+      __builtin_prefetch(at_, /*rw=*/0, /*locality=*/2);
+      at_ += kLineBytes;
+      if (at_ >= run_end_) next_run();
     }
-}
+  }
+
+ private:
+  void start_run() {
+    at_ = static_cast<const char*>(*row_) + runs_.offsets[run_];
+    run_end_ = at_ + runs_.bytes;
+  }
+  void next_run() {
+    if (++run_ == runs_.count) run_ = 0, ++row_;
+    if (row_ < end_) start_run();
+  }
+
+  const void* const* row_;
+  const void* const* end_;
+  const RowRuns& runs_;
+  int run_ = 0;
+  const char *at_ = nullptr, *run_end_ = nullptr;
+};
+
+/// The rows of one head in a block, and the rows of the next that are asked for meanwhile.
+struct HeadRows {
+  const void* const* rows;  // the first head's
+  int64_t offset;           // bytes
+  int64_t count;
+  RowPrefetch& next;
+  const void* operator[](int64_t idx) const { return static_cast<const char*>(rows[idx]) + offset; }
+};
 
 }  // namespace
 }  // namespace parallax::cpu
