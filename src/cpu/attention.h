@@ -4,40 +4,29 @@
 #pragma once
 
 #include "cpu/kernels.h"
-#include "cpu/packed_operand.h"
 #include "cpu/row_tiles.h"
 
 namespace parallax::cpu {
 
 /// Memory beside the outputs: a fixed scratch per thread, and for kernels that pack their operands
-/// a copy of k and v, of which the calling thread keeps up to 32 MiB for its next call (scratch.h).
+/// a copy of k and v of one wave of heads (packed_operand.h), of which the calling thread keeps up
+/// to 32 MiB for its next call (scratch.h).
 void forward(const Kernels& kernels, const ForwardArgs& args);
 
 /// Memory beside the outputs: a fixed scratch per thread, and in half types fp32 sums for dk and dv
-/// of the key heads at work, one per thread at most. For kernels that pack their operands: 16 bytes
-/// per query and head, two copies each of k, q, r and d_out and one of v.
+/// of the key heads at work, one per thread at most. For kernels that pack their operands, of one
+/// wave of heads: 16 bytes per query and head, two copies each of k, q, r and d_out and one of v.
 void backward(const Kernels& kernels, const BackwardArgs& args);
 
 /// Long caches are split over tasks when the query rows fill a single tile: at most 16 pieces of at
 /// least 512 keys, cut by the sequence's own length, so that its bits depend on nothing else.
-/// Memory beside the outputs: a fixed scratch per thread and one fp32 tile state per piece.
+/// Memory beside the outputs: a fixed scratch per thread, one fp32 tile state per piece, and packed
+/// k and v as for forward, for sequences with more rows than a narrow tile.
 void decode(const Kernels& kernels, const DecodeArgs& args);
 
 /// In float64, with the bits of the reference. Memory beside the outputs: 16 bytes per partial and
 /// task.
 void merge(const MergeArgs& args);
-
-/// k and v of a call as its kernels take them; nothing for kernels that read them where they lie.
-class PackedKeys {
- public:
-  PackedKeys() = default;
-  PackedKeys(const Kernels& kernels, const core::Problem& problem, PackedForm form_of_k,
-             PackedForm form_of_v);
-  void add_to(TileInputs& inputs, int64_t sequence_idx, int64_t head_kv) const;
-
- private:
-  PackedOperand k_, v_;
-};
 
 /// Cuts the fields of `memory` (state_floats long) to a state of `rows` rows.
 TileState carve_state(float* memory, int64_t padded_dim, int rows);

@@ -8,6 +8,7 @@
 
 #include "core/thread_pool.h"
 #include "cpu/attention.h"
+#include "cpu/packed_operand.h"
 #include "cpu/scratch.h"
 
 namespace parallax::cpu {
@@ -92,12 +93,21 @@ class Decoder {
         problem_(core::make_problem(args)),
         padded_(kernels.padded_dim(problem_.head_dim)),
         plan_(make_plan(kernels, problem_)),
-        packed_(pack_keys()),
         workspace_(new float[static_cast<size_t>(plan_.workspace_floats)]) {}
 
   void run() {
-    core::parallel_for(static_cast<int64_t>(plan_.tasks.size()),
-                       [this](int64_t task) { run_piece(plan_.tasks[static_cast<size_t>(task)]); });
+    const auto bytes_of = [&](const core::Sequence& sequence) {
+      return PackedKeys::bytes_of(kernels_, problem_, sequence, kForwardForms);
+    };
+    auto first = plan_.tasks.begin();
+    for (const HeadRange& heads : head_waves(kernels_, problem_, bytes_of)) {
+      const PackedKeys packed(kernels_, problem_, heads, kForwardForms);
+      const auto end = std::find_if(first, plan_.tasks.end(), [&](const PieceTask& task) {
+        return head_of(task) >= heads.end;
+      });
+      core::parallel_for(end - first, [&](int64_t idx) { run_piece(first[idx], packed); });
+      first = end;
+    }
     if (plan_.workspace_floats > 0)
       core::parallel_for(static_cast<int64_t>(plan_.tiles.size()), [this](int64_t idx) {
         merge_pieces(plan_.tiles[static_cast<size_t>(idx)]);
@@ -105,12 +115,10 @@ class Decoder {
   }
 
  private:
-  /// Only wide tiles read packed operands: a cache is not copied to decode a few rows.
-  PackedKeys pack_keys() const {
-    const bool any_wide = std::ranges::any_of(
-        plan_.tiles, [](const SplitTile& split) { return split.tile.rows != kNarrowRows; });
-    if (!any_wide) return {};
-    return {kernels_, problem_, PackedForm::kTiles, PackedForm::kTransposed};
+  /// The first head of a task; later tasks have later ones.
+  int64_t head_of(const PieceTask& task) const {
+    const RowTile& tile = plan_.tiles[static_cast<size_t>(task.first_tile)].tile;
+    return tile.sequence_idx * problem_.num_heads_kv + tile.head_kv;
   }
 
   const core::Sequence& sequence(const RowTile& tile) const {
@@ -123,7 +131,7 @@ class Decoder {
                        padded_, rows);
   }
 
-  void run_piece(const PieceTask& task) {
+  void run_piece(const PieceTask& task, const PackedKeys& packed) {
     const SplitTile* const tiles = plan_.tiles.data() + task.first_tile;
     const int rows = tiles[0].tile.rows;
     const int64_t num_pieces = tiles[0].num_pieces;
@@ -135,7 +143,7 @@ class Decoder {
     for (int head = 0; head < task.num_heads; ++head) {
       const RowTile& tile = tiles[head].tile;
       inputs[head] = tile_inputs(problem_, sequence(tile), tile.head_kv);
-      packed_.add_to(inputs[head], tile.sequence_idx, tile.head_kv);
+      if (rows != kNarrowRows) packed.add_to(inputs[head], tile.sequence_idx, tile.head_kv);
       states[head] =
           num_pieces > 1
               ? state(tiles[head], task.piece)
@@ -178,7 +186,6 @@ class Decoder {
   const core::Problem problem_;
   const int64_t padded_;
   const DecodePlan plan_;
-  const PackedKeys packed_;
   const std::unique_ptr<float[]> workspace_;
 };
 

@@ -192,6 +192,9 @@ struct Kernels {
   int64_t scratch_per_dim, scratch_fixed;
   /// Packs operands; null: these kernels need none.
   void (*pack)(const PackJob&);
+  /// Heads are computed in waves that pack at least so many bytes and have at least so many tiles
+  /// (packed_operand.h), or are all that is left.
+  int64_t wave_bytes, wave_tiles;
   /// Starts `state` and runs over the tile's keys.
   void (*forward)(const TileInputs&, const QueryTile&, int rows, const TileState&, float* scratch);
   /// forward() for kNarrowRows rows of several key heads.

@@ -5,5 +5,6 @@
 
 namespace parallax::cpu {
 extern const Kernels kAmxKernels;
-const Kernels kAmxKernels = make_matrix_kernels("amx");
+const Kernels kAmxKernels =
+    make_matrix_kernels("amx", /*wave_bytes=*/int64_t{32} << 20, /*wave_tiles=*/64);
 }  // namespace parallax::cpu

@@ -123,6 +123,13 @@ TileNumbering::Place TileNumbering::operator[](int64_t number) const {
   return {.sequence_idx = sequence_idx, .head_kv = head_kv, .tile_idx = tile_idx};
 }
 
+int64_t TileNumbering::first_of(int64_t head) const {
+  const auto sequence_idx = static_cast<size_t>(head / num_heads_);
+  if (sequence_idx + 1 == starts_.size()) return count();
+  const int64_t start = starts_[sequence_idx];
+  return start + head % num_heads_ * ((starts_[sequence_idx + 1] - start) / num_heads_);
+}
+
 TileNumbering number_row_tiles(const core::Problem& problem, int wide_rows) {
   return TileNumbering(problem, [&](const core::Sequence& sequence) {
     return divide_up(num_rows(problem, sequence), wide_rows);

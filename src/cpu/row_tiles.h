@@ -40,6 +40,11 @@ struct RowTile {
   int rows = 0;  // which kernel: the table's wide_rows, or kNarrowRows
 };
 
+/// Pairs of a sequence and a key head, numbered sequence * Hkv + head: first .. end.
+struct HeadRange {
+  int64_t first, end;
+};
+
 /// Numbers all tiles of a call: sequences, then key heads, then tiles from the last to the first,
 /// since under a causal mask the last has the most work. `tiles_of(sequence)` is the tile count per
 /// key head.
@@ -54,6 +59,8 @@ class TileNumbering {
   }
 
   int64_t count() const { return starts_.back(); }
+  /// The number of the first tile of a head, or of the one behind the last tile.
+  int64_t first_of(int64_t head) const;
 
   struct Place {
     int64_t sequence_idx, head_kv, tile_idx;

@@ -6,72 +6,93 @@
 
 #include "core/thread_pool.h"
 #include "cpu/backward.h"
+#include "cpu/packed_operand.h"
 #include "cpu/scratch.h"
 
 namespace parallax::cpu {
 namespace {
 
-/// The call in normal form, with the per-row numbers that the first pass leaves to the second.
-struct BackwardPlan {
-  const BackwardArgs& args;
-  core::Problem problem;
-  std::vector<int64_t> stats_starts;  // per sequence; key heads follow each other
-  std::vector<RowStats> stats;
-  PackedKeys packed_keys;
-  PackedOperand packed_q, packed_r, packed_d_out;
-
-  BackwardPlan(const Kernels& kernels, const BackwardArgs& backward_args)
-      : args(backward_args),
-        problem(core::make_problem(backward_args)),
-        packed_keys(kernels, problem, PackedForm::kBoth, PackedForm::kTiles) {
+/// One wave of heads, with the per-row numbers that the first pass leaves to the second.
+class BackwardWave {
+ public:
+  BackwardWave(const Kernels& kernels, const BackwardArgs& args, const core::Problem& problem,
+               HeadRange heads)
+      : args_(args),
+        problem_(problem),
+        heads_(heads),
+        packed_keys_(kernels, problem, heads, kBackwardForms),
+        packed_q_(pack(kernels, args.q)),
+        packed_r_(pack(kernels, args.r)),
+        packed_d_out_(pack(kernels, args.d_out)) {
     int64_t count = 0;
-    for (const core::Sequence& sequence : problem.sequences) {
-      stats_starts.push_back(count);
-      count += problem.num_heads_kv * num_rows(problem, sequence);
+    for (int64_t head = heads.first; head < heads.end; ++head) {
+      stats_starts_.push_back(count);
+      count += num_rows(problem, sequence(head / problem.num_heads_kv));
     }
-    stats.resize(static_cast<size_t>(count));
-    const auto pack = [&](const ConstTensorView& tensor) {
-      const RowSource source = [&](const core::Sequence& sequence, int64_t head_kv) {
-        return group_rows(problem, tensor, sequence, head_kv);
-      };
-      return PackedOperand(kernels, problem, source, PackedForm::kBoth);
-    };
-    packed_q = pack(args.q);
-    packed_r = pack(args.r);
-    packed_d_out = pack(args.d_out);
+    stats_.resize(static_cast<size_t>(count));
   }
 
+  /// What one head of the sequence takes.
+  static int64_t bytes_of(const Kernels& kernels, const core::Problem& problem,
+                          const core::Sequence& sequence) {
+    constexpr int64_t kRowForms = 2 * 3;  // q, r, d_out
+    const int64_t rows = num_rows(problem, sequence);
+    return PackedKeys::bytes_of(kernels, problem, sequence, kBackwardForms) +
+           kRowForms * packed_bytes(kernels, problem, rows) +
+           rows * static_cast<int64_t>(sizeof(RowStats));
+  }
+
+  const BackwardArgs& args() const { return args_; }
+  const core::Problem& problem() const { return problem_; }
+  HeadRange heads() const { return heads_; }
   const core::Sequence& sequence(int64_t idx) const {
-    return problem.sequences[static_cast<size_t>(idx)];
+    return problem_.sequences[static_cast<size_t>(idx)];
   }
 
   RowStats* stats_of(int64_t sequence_idx, int64_t head_kv) {
-    return stats.data() + stats_starts[static_cast<size_t>(sequence_idx)] +
-           head_kv * num_rows(problem, sequence(sequence_idx));
+    const int64_t head = sequence_idx * problem_.num_heads_kv + head_kv - heads_.first;
+    return stats_.data() + stats_starts_[static_cast<size_t>(head)];
   }
 
   BackwardInputs inputs(int64_t sequence_idx, int64_t head_kv) const {
-    const core::Sequence& sequence = this->sequence(sequence_idx);
-    BackwardInputs inputs = backward_inputs(problem, args, sequence, head_kv);
-    packed_keys.add_to(inputs.tile, sequence_idx, head_kv);
-    inputs.packed_q = packed_q.of(sequence_idx, head_kv);
-    inputs.packed_r = packed_r.of(sequence_idx, head_kv);
-    inputs.packed_d_out = packed_d_out.of(sequence_idx, head_kv);
+    BackwardInputs inputs = backward_inputs(problem_, args_, sequence(sequence_idx), head_kv);
+    packed_keys_.add_to(inputs.tile, sequence_idx, head_kv);
+    inputs.packed_q = packed_q_.of(sequence_idx, head_kv);
+    inputs.packed_r = packed_r_.of(sequence_idx, head_kv);
+    inputs.packed_d_out = packed_d_out_.of(sequence_idx, head_kv);
     return inputs;
   }
+
+ private:
+  PackedOperand pack(const Kernels& kernels, const ConstTensorView& tensor) const {
+    const RowSource source = [&](const core::Sequence& sequence, int64_t head_kv) {
+      return group_rows(problem_, tensor, sequence, head_kv);
+    };
+    return {kernels, problem_, heads_, source, PackedForm::kBoth};
+  }
+
+  const BackwardArgs& args_;
+  const core::Problem& problem_;
+  HeadRange heads_;
+  PackedKeys packed_keys_;
+  PackedOperand packed_q_, packed_r_, packed_d_out_;
+  std::vector<int64_t> stats_starts_{};  // per head
+  std::vector<RowStats> stats_{};
 };
 
-void run_query_pass(const Kernels& kernels, BackwardPlan& plan) {
-  const TileNumbering tiles = number_row_tiles(plan.problem, kernels.wide_rows);
-  const int64_t padded = kernels.padded_dim(plan.problem.head_dim);
-  core::parallel_for(tiles.count(), [&](int64_t task) {
-    const RowTile tile = row_tile(plan.problem, tiles[task], kernels.wide_rows);
-    const core::Sequence& sequence = plan.sequence(tile.sequence_idx);
+void run_query_pass(const Kernels& kernels, BackwardWave& wave) {
+  const core::Problem& problem = wave.problem();
+  const TileNumbering tiles = number_row_tiles(problem, kernels.wide_rows);
+  const int64_t first_tile = tiles.first_of(wave.heads().first);
+  const int64_t padded = kernels.padded_dim(problem.head_dim);
+  core::parallel_for(tiles.first_of(wave.heads().end) - first_tile, [&](int64_t task) {
+    const RowTile tile = row_tile(problem, tiles[first_tile + task], kernels.wide_rows);
+    const core::Sequence& sequence = wave.sequence(tile.sequence_idx);
     const QueryGradients gradients{
-        .dq = group_rows(plan.problem, plan.args.dq, sequence, tile.head_kv),
-        .dr = group_rows(plan.problem, plan.args.dr, sequence, tile.head_kv),
-        .stats = plan.stats_of(tile.sequence_idx, tile.head_kv)};
-    kernels.backward_query(plan.inputs(tile.sequence_idx, tile.head_kv), tile.tile, gradients,
+        .dq = group_rows(problem, wave.args().dq, sequence, tile.head_kv),
+        .dr = group_rows(problem, wave.args().dr, sequence, tile.head_kv),
+        .stats = wave.stats_of(tile.sequence_idx, tile.head_kv)};
+    kernels.backward_query(wave.inputs(tile.sequence_idx, tile.head_kv), tile.tile, gradients,
                            thread_scratch(kernels.scratch_floats(padded)));
   });
 }
@@ -91,21 +112,23 @@ KeyTile key_tile(const core::Problem& problem, const core::Sequence& sequence, c
           .dv = {}};
 }
 
-void run_key_pass(const Kernels& kernels, BackwardPlan& plan) {
-  const TileNumbering tiles(plan.problem, [&](const core::Sequence& sequence) {
+void run_key_pass(const Kernels& kernels, BackwardWave& wave) {
+  const core::Problem& problem = wave.problem();
+  const TileNumbering tiles(problem, [&](const core::Sequence& sequence) {
     return divide_up(sequence.keys.end, kernels.key_tile);
   });
-  const int64_t padded = kernels.padded_dim(plan.problem.head_dim);
-  core::parallel_for(tiles.count(), [&](int64_t task) {
-    const auto [sequence_idx, head_kv, tile_idx] = tiles[task];
-    const core::Sequence& sequence = plan.sequence(sequence_idx);
-    const BackwardInputs inputs = plan.inputs(sequence_idx, head_kv);
+  const int64_t first_tile = tiles.first_of(wave.heads().first);
+  const int64_t padded = kernels.padded_dim(problem.head_dim);
+  core::parallel_for(tiles.first_of(wave.heads().end) - first_tile, [&](int64_t task) {
+    const auto [sequence_idx, head_kv, tile_idx] = tiles[first_tile + task];
+    const core::Sequence& sequence = wave.sequence(sequence_idx);
+    const BackwardInputs inputs = wave.inputs(sequence_idx, head_kv);
     const int64_t first_key = tile_idx * kernels.key_tile;
     const int64_t end_key = std::min(first_key + kernels.key_tile, sequence.keys.end);
-    KeyTile tile = key_tile(plan.problem, sequence, inputs.tile.band, {first_key, end_key});
-    tile.stats = plan.stats_of(sequence_idx, head_kv);
-    tile.dk = head_rows(plan.problem, plan.args.dk, sequence, head_kv);
-    tile.dv = head_rows(plan.problem, plan.args.dv, sequence, head_kv);
+    KeyTile tile = key_tile(problem, sequence, inputs.tile.band, {first_key, end_key});
+    tile.stats = wave.stats_of(sequence_idx, head_kv);
+    tile.dk = head_rows(problem, wave.args().dk, sequence, head_kv);
+    tile.dv = head_rows(problem, wave.args().dv, sequence, head_kv);
     kernels.backward_key(inputs, tile, thread_scratch(kernels.scratch_floats(padded)));
   });
 }
@@ -113,9 +136,15 @@ void run_key_pass(const Kernels& kernels, BackwardPlan& plan) {
 }  // namespace
 
 void two_pass_backward(const Kernels& kernels, const BackwardArgs& args) {
-  BackwardPlan plan(kernels, args);
-  run_query_pass(kernels, plan);
-  run_key_pass(kernels, plan);
+  const core::Problem problem = core::make_problem(args);
+  const auto bytes_of = [&](const core::Sequence& sequence) {
+    return BackwardWave::bytes_of(kernels, problem, sequence);
+  };
+  for (const HeadRange& heads : head_waves(kernels, problem, bytes_of)) {
+    BackwardWave wave(kernels, args, problem, heads);
+    run_query_pass(kernels, wave);
+    run_key_pass(kernels, wave);
+  }
 }
 
 }  // namespace parallax::cpu

@@ -10,6 +10,8 @@
 #include "cpu/backend.h"
 #include "parallax/parallel.h"
 #include "parallax/tensor.h"
+#include "support/cpu_backends.h"
+#include "support/host_tensor.h"
 
 // Every allocation of this test program is counted, operator new's among them: it calls these. Only
 // with glibc, and not under sanitizers, which bring their own.
@@ -145,6 +147,53 @@ TEST(CpuMemory, DecodeAllocatesAFixedScratch) {
   };
   EXPECT_LT(allocated_by([&] { decode(1); }), kScratchBytes);
   EXPECT_LT(allocated_by([&] { decode(4096); }), kScratchBytes);  // chunked prefill
+}
+
+/// Forward and backward of some heads, bfloat16.
+class HeadsCall {
+ public:
+  explicit HeadsCall(int64_t heads) : rows_{1, kTokens, heads, kSize}, stats_{1, heads, kTokens} {}
+
+  void run(const Backend& backend) {
+    backend.forward({.q = in_.view(),
+                     .r = in_.view(),
+                     .k = in_.view(),
+                     .v = in_.view(),
+                     .out = out_.view(),
+                     .out_softmax = out_softmax_.view(),
+                     .lse = lse_.view(),
+                     .t_mean = t_mean_.view()});
+    backend.backward({.d_out = in_.view(),
+                      .q = in_.view(),
+                      .r = in_.view(),
+                      .k = in_.view(),
+                      .v = in_.view(),
+                      .out = out_.view(),
+                      .out_softmax = out_softmax_.view(),
+                      .lse = lse_.view(),
+                      .t_mean = t_mean_.view(),
+                      .dq = dq_.view(),
+                      .dr = dr_.view(),
+                      .dk = dk_.view(),
+                      .dv = dv_.view()});
+  }
+
+  static constexpr int64_t kTokens = 320, kSize = 32;  // five tiles: a wave is one head
+  static constexpr int64_t kPackedBytes = 9 * kTokens * kSize * 2;  // of one head, backward
+
+ private:
+  std::vector<int64_t> rows_, stats_;
+  HostTensor in_{DType::kBFloat16, rows_}, out_ = in_, out_softmax_ = in_;
+  HostTensor dq_ = in_, dr_ = in_, dk_ = in_, dv_ = in_;
+  HostTensor lse_{DType::kFloat32, stats_}, t_mean_ = lse_;
+};
+
+// Packed operands are those of one wave of heads; the next wave gets their memory.
+TEST(CpuMemory, ManyHeadsPackNoMoreThanOneWave) {
+  const Backend& matrix_unit = *cpu_backends().back();
+  HeadsCall one(1), eight(8);
+  EXPECT_GT(allocated_by([&] { one.run(matrix_unit); }), HeadsCall::kPackedBytes);
+  EXPECT_LT(allocated_by([&] { eight.run(matrix_unit); }), HeadsCall::kPackedBytes);
 }
 
 }  // namespace

@@ -56,6 +56,8 @@ constexpr Kernels make_kernels(const char* isa) {
           .scratch_per_dim = 13 * 64,
           .scratch_fixed = 5 * 64 * 64,
           .pack = nullptr,
+          .wave_bytes = 0,
+          .wave_tiles = 0,
           .forward = forward,
           .narrow_forward = narrow_forward_tiles,
           .merge = merge,

@@ -68,7 +68,7 @@ constexpr int kLines = [] {
 }();
 
 /// Asks for rows of the next block line by line, in the order of memory and in between the
-/// arithmetic on this block, which a burst of requests would stall once the queue of misses is full.
+/// arithmetic on this block, which a burst of requests would stall: it fills the queue of misses.
 class RowPrefetch {
  public:
   RowPrefetch(const void* const* rows, const void* const* end, const RowRuns& runs)

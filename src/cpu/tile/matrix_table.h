@@ -33,7 +33,7 @@ void matrix_finish(const TileInputs& inputs, const QueryTile& tile, int rows,
     finish(inputs, tile, rows, state, outputs, scratch);
 }
 
-constexpr Kernels make_matrix_kernels(const char* isa) {
+constexpr Kernels make_matrix_kernels(const char* isa, int64_t wave_bytes, int64_t wave_tiles) {
   return {.isa = isa,
           .wide_rows = kMatrixRows,
           .key_tile = kKeyTile,
@@ -42,6 +42,8 @@ constexpr Kernels make_matrix_kernels(const char* isa) {
           .scratch_per_dim = 9 * 64,
           .scratch_fixed = 10 * 64 * 64,
           .pack = pack_block,
+          .wave_bytes = wave_bytes,
+          .wave_tiles = wave_tiles,
           .forward = matrix_forward,
           .narrow_forward = narrow_forward_tiles,
           .merge = matrix_merge,
