@@ -148,10 +148,12 @@ void run_case(uint64_t seed) {
 
 // Cases that failed once. 138234252788248: one mean of t near 0, all of whose error is the rounding
 // of the centre. 218498880099713: D = 3 and a row of five keys, whose dq no order of unfused sums
-// rounds as fused ones do.
+// rounds as fused ones do. 162041326013551: the first tile of a windowed row holds one key, whose t
+// is far from the mean.
 TEST(Fuzz, CasesThatFailedOnce) {
   run_case(138234252788248u);
   run_case(218498880099713u);
+  run_case(162041326013551u);
 }
 
 /// On a busy machine too.

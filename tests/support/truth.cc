@@ -63,7 +63,7 @@ struct Order {
   Direction direction = Direction::kForward;  // of the rows, and of each row's keys
   bool scale_first = false;                   // (scale q) . k, not scale (q . k)
   bool regrouped = false;                     // 1 + (t_mean - t), and p outside the brackets
-  bool centred = false;                       // t less its mean over the first few keys
+  size_t centre_keys = 0;                     // t less its mean over so many first keys, if any
   bool fused = false;                         // sums add products that are not rounded
   uint64_t seed = 0;
 
@@ -76,23 +76,24 @@ struct Order {
   }
 };
 
-/// Order 0 is the textbook's, 1 goes from the last to the first, 2 takes even dimensions before odd
-/// ones; the others are shuffled. Every third centres t, and half of them fuse: where D is so small
-/// that a sum has few orders, kernels round as only the fused ones do.
+/// Order 0 is the textbook's, 1 the same as a compiler fuses it, 2 goes from the last to the first,
+/// 3 takes even dimensions before odd ones; the others are shuffled. Half of them fuse: where D is
+/// so small that a sum has few orders, kernels round as only the fused ones do. Every third centres
+/// t, and one in six by a single key: a window may begin with the last key of a kernel's tile.
 Order make_order(int idx, size_t head_dim) {
   Order order{.dims = std::vector<size_t>(head_dim), .seed = static_cast<uint64_t>(idx)};
   std::iota(order.dims.begin(), order.dims.end(), size_t{0});
-  if (idx == 1) order.direction = Order::Direction::kBackward;
-  if (idx >= 3) order.direction = Order::Direction::kShuffled;
-  if (idx == 2)
+  if (idx == 2) order.direction = Order::Direction::kBackward;
+  if (idx >= 4) order.direction = Order::Direction::kShuffled;
+  if (idx == 3)
     std::stable_partition(order.dims.begin(), order.dims.end(),
                           [](size_t dim) { return dim % 2 == 0; });
   else
     order.arrange(order.dims);
-  order.scale_first = idx % 2 == 1;
-  order.regrouped = idx / 2 % 2 == 1;
-  order.centred = idx % 3 == 2;
-  order.fused = idx % 4 >= 2;
+  order.fused = idx % 2 == 1;
+  order.scale_first = idx / 2 % 2 == 1;
+  order.regrouped = idx / 4 % 2 == 1 || idx == 2;
+  if (idx % 3 == 2) order.centre_keys = idx % 2 == 0 ? 16 : 1;
   return order;
 }
 
@@ -211,9 +212,8 @@ float PlainLoop::score(const PlainRow& row, size_t key) const {
 }
 
 /// The weighted mean of t over the first keys: what kernels take for the centre (docs/math.md).
-float mean_of_first(const std::vector<float>& s, const std::vector<float>& t) {
-  constexpr size_t kFirstKeys = 16;
-  const size_t count = std::min(kFirstKeys, s.size());
+float mean_of_first(size_t num_keys, const std::vector<float>& s, const std::vector<float>& t) {
+  const size_t count = std::min(num_keys, s.size());
   const float max = *std::max_element(s.begin(), s.begin() + static_cast<int64_t>(count));
   float weight = 0.0f, sum = 0.0f;
   for (size_t x = 0; x < count; ++x) {
@@ -233,7 +233,7 @@ void PlainLoop::forward_row(const PlainRow& row, ForwardValues& result) const {
     t.push_back(dot(r_, row.query, k_, key));
   }
   const float max = *std::max_element(s.begin(), s.end());
-  const float centre = order_.centred ? mean_of_first(s, t) : 0.0f;
+  const float centre = order_.centre_keys > 0 ? mean_of_first(order_.centre_keys, s, t) : 0.0f;
   for (float& value : t) value -= centre;
   float weight = 0.0f, t_sum = 0.0f;
   std::vector<float> o1(D_), o2(D_);
