@@ -1,5 +1,4 @@
-# GoogleTest and the helper that makes one test program per folder.
-find_package(GTest REQUIRED)
+# The helper that makes one GoogleTest program per folder.
 include(GoogleTest)
 
 # plx_add_tests(NAME LINK targets... [LABELS labels...] [TORCH]): NAME_test from every *_test.cc of
@@ -15,7 +14,7 @@ function(plx_add_tests name)
   add_executable(${name}_test ${sources})
   target_include_directories(${name}_test PRIVATE ${PROJECT_SOURCE_DIR}/src ${PROJECT_SOURCE_DIR}/tests)
   target_compile_options(${name}_test PRIVATE ${PLX_WARNINGS})
-  target_link_libraries(${name}_test PRIVATE ${ARG_LINK} GTest::gtest_main)
+  target_link_libraries(${name}_test PRIVATE ${ARG_LINK} system::gtest)
   if(ARG_TORCH)
     plx_use_libtorch(${name}_test)
   endif()
