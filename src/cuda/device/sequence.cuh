@@ -1,0 +1,52 @@
+// One sequence of a call, and the keys that its queries see.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/call.h"
+
+namespace parallax::cuda {
+
+/// Rows of q from query_row on; keys key_begin .. key_end, counted from key_row in k.
+struct DeviceSequence {
+  int64_t batch;      // index for batch strides and page tables
+  int64_t query_row;  // of a packed q, else 0
+  int64_t key_row;    // of a packed k, else 0
+  int num_queries;
+  int key_begin, key_end;
+};
+
+__device__ __forceinline__ DeviceSequence device_sequence(const SequenceTable& table, int idx) {
+  DeviceSequence sequence{.batch = idx,
+                          .query_row = 0,
+                          .key_row = 0,
+                          .num_queries = static_cast<int>(table.num_queries),
+                          .key_begin = 0,
+                          .key_end = static_cast<int>(table.num_keys)};
+  if (table.cu_seqlens_q != nullptr) {
+    sequence.query_row = table.cu_seqlens_q[idx];
+    sequence.num_queries = table.cu_seqlens_q[idx + 1] - table.cu_seqlens_q[idx];
+  }
+  if (table.cu_seqlens_k != nullptr) {
+    sequence.key_row = table.cu_seqlens_k[idx];
+    sequence.key_end = table.cu_seqlens_k[idx + 1] - table.cu_seqlens_k[idx];
+  }
+  if (table.cache_seqlens != nullptr) sequence.key_end = table.cache_seqlens[idx];
+  if (table.cache_starts != nullptr) sequence.key_begin = table.cache_starts[idx];
+  return sequence;
+}
+
+struct KeySpan {
+  int begin, end;  // begin <= end
+};
+
+/// The keys that a query sees. Both ends grow with `query`.
+__device__ __forceinline__ KeySpan visible_keys(const AttentionCall& call,
+                                                const DeviceSequence& sequence, int query) {
+  if (!call.causal) return {sequence.key_begin, max(sequence.key_begin, sequence.key_end)};
+  const int end = sequence.key_end - sequence.num_queries + query + 1;
+  const int64_t oldest = end - call.window;
+  const int begin = static_cast<int>(max(static_cast<int64_t>(sequence.key_begin), oldest));
+  return {begin, max(begin, end)};
+}
+
+}  // namespace parallax::cuda
