@@ -1,18 +1,24 @@
 // THE list of backends, the choice among them, and the public functions: check, choose, run.
 // SPDX-License-Identifier: Apache-2.0
-#include <array>
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/check_tensor.h"
 #include "core/env.h"
 #include "core/log.h"
 #include "core/validate.h"
 #include "cpu/backend.h"
+#ifdef PLX_CUDA
+#include "cuda/backend.h"
+#endif
 #include "parallax/backend.h"
 #include "reference/backend.h"
 
 namespace parallax {
 namespace {
+
+constexpr uintptr_t kWorkspaceAlignment = 256;
 
 /// What PLX_LOG=dispatch and errors say about a call: "decode q[2, 1, 8, 64] k_cache[...] float32".
 std::string describe(std::string_view function, const core::Argument& queries,
@@ -37,33 +43,38 @@ std::string describe(const MergeArgs& args) {
          core::shape_text(args.out) + " " + std::string(name(args.out.dtype));
 }
 
-const Backend& backend_named(std::string_view wanted) {
-  std::string names;
-  for (const Backend* backend : backends()) {
-    if (backend->name() == wanted) return *backend;
-    names.append(" ").append(backend->name());
-  }
-  PLX_FAIL(core::env_name(core::Env::kBackend), " names the backend '", wanted,
-           "', which this build does not have; backends:", names);
+/// PLX_BACKEND's value names this backend, or the family it belongs to.
+bool is_named(const Backend& backend, std::string_view wanted) {
+  const std::string_view name = backend.name();
+  return name == wanted ||
+         (name.starts_with(wanted) && name.substr(wanted.size()).starts_with('_'));
 }
 
-template <typename Args>
-const Backend& forced_backend(const Args& args, std::string_view wanted) {
-  const Backend& backend = backend_named(wanted);
-  const Support support = backend.supports(args);
-  PLX_CHECK(support.ok, describe(args), ": ", core::env_name(core::Env::kBackend),
-            " forces the backend '", wanted, "', which cannot run it: ", support.reason);
-  return backend;
+std::vector<const Backend*> candidates(std::string_view wanted) {
+  std::vector<const Backend*> found;
+  std::string names;
+  for (const Backend* backend : backends()) {
+    if (wanted.empty() || is_named(*backend, wanted)) found.push_back(backend);
+    names.append(" ").append(backend->name());
+  }
+  PLX_CHECK(!found.empty(), core::env_name(core::Env::kBackend), " names the backend '", wanted,
+            "', which this build does not have; backends:", names);
+  return found;
 }
 
 /// `refusals` receives one line for every backend that came before the choice.
 template <typename Args>
-const Backend& first_backend(const Args& args, std::string& refusals) {
-  for (const Backend* backend : backends()) {
+const Backend& first_backend(const Args& args, std::string_view wanted, std::string& refusals) {
+  std::string reason;
+  for (const Backend* backend : candidates(wanted)) {
     const Support support = backend->supports(args);
     if (support.ok) return *backend;
     refusals.append("\n  ").append(support.reason);
+    reason = support.reason;
   }
+  PLX_CHECK(wanted.empty(), describe(args), ": ", core::env_name(core::Env::kBackend),
+            " forces the backend '", wanted,
+            "', which cannot run it:", candidates(wanted).size() == 1 ? " " + reason : refusals);
   PLX_FAIL(describe(args), ": no backend supports this call:", refusals);
 }
 
@@ -72,8 +83,7 @@ const Backend& choose(const Args& args) {
   core::validate(args);
   const std::string wanted = core::env_value(core::Env::kBackend);
   std::string refusals;
-  const Backend& chosen =
-      wanted.empty() ? first_backend(args, refusals) : forced_backend(args, wanted);
+  const Backend& chosen = first_backend(args, wanted, refusals);
   if (core::log_enabled(core::LogTopic::kDispatch)) {
     const std::string why = wanted.empty() ? "" : " (forced)";
     core::log_line(core::LogTopic::kDispatch,
@@ -82,10 +92,30 @@ const Backend& choose(const Args& args) {
   return chosen;
 }
 
+/// The backend for a call, whose workspace is large enough.
+template <typename Args>
+const Backend& choose_to_run(const Args& args) {
+  const Backend& backend = choose(args);
+  const int64_t needed = backend.workspace_bytes(args);
+  const Execution& execution = args.execution;
+  PLX_CHECK(execution.workspace_bytes >= needed && (needed == 0 || execution.workspace != nullptr),
+            describe(args), ": execution.workspace has ",
+            execution.workspace == nullptr ? 0 : execution.workspace_bytes, " bytes; the backend ",
+            backend.name(), " needs ", needed, " (workspace_bytes())");
+  PLX_CHECK(reinterpret_cast<uintptr_t>(execution.workspace) % kWorkspaceAlignment == 0,
+            describe(args), ": execution.workspace is not aligned to ", kWorkspaceAlignment,
+            " bytes");
+  return backend;
+}
+
 }  // namespace
 
 std::span<const Backend* const> backends() {
-  static const std::array<const Backend*, 2> list = {
+  static const std::vector<const Backend*> list = {
+#ifdef PLX_CUDA
+      &cuda::sm90_backend(),
+      &cuda::portable_backend(),
+#endif
       &cpu::backend(),
       &reference::backend(),
   };
@@ -97,9 +127,13 @@ const Backend& find_backend(const BackwardArgs& args) { return choose(args); }
 const Backend& find_backend(const DecodeArgs& args) { return choose(args); }
 const Backend& find_backend(const MergeArgs& args) { return choose(args); }
 
-void attention_forward(const ForwardArgs& args) { find_backend(args).forward(args); }
-void attention_backward(const BackwardArgs& args) { find_backend(args).backward(args); }
-void decode(const DecodeArgs& args) { find_backend(args).decode(args); }
+int64_t workspace_bytes(const ForwardArgs& args) { return choose(args).workspace_bytes(args); }
+int64_t workspace_bytes(const BackwardArgs& args) { return choose(args).workspace_bytes(args); }
+int64_t workspace_bytes(const DecodeArgs& args) { return choose(args).workspace_bytes(args); }
+
+void attention_forward(const ForwardArgs& args) { choose_to_run(args).forward(args); }
+void attention_backward(const BackwardArgs& args) { choose_to_run(args).backward(args); }
+void decode(const DecodeArgs& args) { choose_to_run(args).decode(args); }
 void merge_states(const MergeArgs& args) { find_backend(args).merge(args); }
 
 }  // namespace parallax

@@ -30,6 +30,16 @@ struct AttentionOptions {
   std::optional<int64_t> window{};
 };
 
+/// Where a call on CUDA tensors runs, and with which memory. A call on CPU tensors ignores it.
+struct Execution {
+  /// The cudaStream_t on which the work is enqueued; null is the default stream.
+  void* stream = nullptr;
+  /// At least workspace_bytes() bytes of the tensors' device, 256-byte aligned; null if that is 0. It
+  /// belongs to the call until the stream has passed it, and holds nothing from one call to the next.
+  void* workspace = nullptr;
+  int64_t workspace_bytes = 0;
+};
+
 /// Arguments of attention_forward().
 ///   q, r  [B, Tq, Hq, D]     float32 | bfloat16 | float16 | float64, innermost stride 1
 ///   k, v  [B, Tk, Hkv, D]    same dtype; Hq % Hkv == 0; query head h reads key head h / (Hq / Hkv)
@@ -55,6 +65,7 @@ struct ForwardArgs {
   ConstTensorView cu_seqlens_q{}, cu_seqlens_k{};
   AttentionOptions options{};
   TensorView out{}, out_softmax{}, lse{}, t_mean{};
+  Execution execution{};
 };
 
 /// Arguments of attention_backward(): the inputs of the forward call, what it returned, the
@@ -78,6 +89,7 @@ struct BackwardArgs {
   AttentionOptions options{};
   bool deterministic = true;
   TensorView dq{}, dr{}, dk{}, dv{};
+  Execution execution{};
 };
 
 /// Arguments of decode(): new query tokens against a key-value cache that already holds their keys.
@@ -104,6 +116,7 @@ struct DecodeArgs {
   AttentionOptions options{};
   bool batch_invariant = false;
   TensorView out{}, out_softmax{}, lse{}, t_mean{};
+  Execution execution{};
 };
 
 /// One partial result over a subset of the keys, as attention_forward() and decode() return it.
@@ -124,17 +137,27 @@ struct PartialState {
 struct MergeArgs {
   std::span<const PartialState> partials{};
   TensorView out{}, out_softmax{}, lse{}, t_mean{};
+  Execution execution{};
 };
 
 /// Each function checks its arguments, picks the first backend that supports them (backend.h;
 /// PLX_BACKEND forces one), and computes. Writes the output views and nothing else. Synchronous on
-/// the CPU. Bitwise repeatable, and the same for any number of threads. Throws parallax::Error if
-/// an argument is not allowed or no backend supports the case; then no output has been touched.
+/// the CPU; on CUDA tensors enqueued on execution.stream, without allocating, waiting for the device
+/// or reading its memory, so that a graph can capture it. Bitwise repeatable, and the same for any
+/// number of threads. Throws parallax::Error if an argument is not allowed or no backend supports
+/// the case; then no output has been touched. Lengths and page numbers in CUDA memory are not
+/// checked: wrong ones give undefined results.
 /// May be called from several threads at once, if no call writes what another reads or writes: a
 /// call that finds the library's threads busy runs on its own.
 void attention_forward(const ForwardArgs& args);
 void attention_backward(const BackwardArgs& args);
 void decode(const DecodeArgs& args);
 void merge_states(const MergeArgs& args);
+
+/// Bytes that `execution.workspace` of this call must have; 0 on the CPU. Depends on shapes, dtype and
+/// options, not on what tensors hold. Throws as the call itself would.
+int64_t workspace_bytes(const ForwardArgs& args);
+int64_t workspace_bytes(const BackwardArgs& args);
+int64_t workspace_bytes(const DecodeArgs& args);
 
 }  // namespace parallax

@@ -10,6 +10,8 @@
 
 #include "core/validate.h"
 #include "support/cpu_backends.h"
+#include "support/cuda_backends.h"
+#include "support/placement.h"
 
 namespace parallax::testing {
 namespace {
@@ -101,10 +103,16 @@ std::vector<double> canonical_stats(const HostTensor& tensor) {
 }
 
 template <typename Args>
-void check_call(const Backend& backend, const Args& args) {
+void run_call(const Backend& backend, Args args, Placement& placement) {
   core::validate(args);
   const Support support = backend.supports(args);
   ASSERT_TRUE(support.ok) << support.reason;
+  args.execution = placement.execution(backend.workspace_bytes(args));
+  if constexpr (std::is_same_v<Args, ForwardArgs>)
+    backend.forward(args);
+  else
+    backend.backward(args);
+  placement.finish();
 }
 
 void expect_guards(const char* tensor, const HostTensor& value) {
@@ -246,19 +254,19 @@ ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs
   const DType dtype = inputs.description.dtype;
   const Layout layout = inputs.description.layout;
   ForwardTensors result = poisoned_outputs(dtype, layout, query_sizes(inputs), stat_sizes(inputs));
-  const ForwardArgs args{.q = inputs.q.view(),
-                         .r = inputs.r.view(),
-                         .k = inputs.k.view(),
-                         .v = inputs.v.view(),
-                         .cu_seqlens_q = inputs.cu_seqlens_q.view(),
-                         .cu_seqlens_k = inputs.cu_seqlens_k.view(),
+  Placement placement(backend);
+  const ForwardArgs args{.q = placement.input(inputs.q),
+                         .r = placement.input(inputs.r),
+                         .k = placement.input(inputs.k),
+                         .v = placement.input(inputs.v),
+                         .cu_seqlens_q = placement.input(inputs.cu_seqlens_q),
+                         .cu_seqlens_k = placement.input(inputs.cu_seqlens_k),
                          .options = inputs.problem.options,
-                         .out = result.out.view(),
-                         .out_softmax = result.out_softmax.view(),
-                         .lse = result.lse.view(),
-                         .t_mean = result.t_mean.view()};
-  check_call(backend, args);
-  backend.forward(args);
+                         .out = placement.output(result.out),
+                         .out_softmax = placement.output(result.out_softmax),
+                         .lse = placement.output(result.lse),
+                         .t_mean = placement.output(result.t_mean)};
+  run_call(backend, args, placement);
   expect_guards_intact(result);
   return result;
 }
@@ -276,24 +284,24 @@ GradientTensors run_backward(const Backend& backend, const AttentionInputs& inpu
                          .dr = HostTensor(dtype, query_sizes(inputs), layout),
                          .dk = HostTensor(dtype, key_sizes(inputs), layout),
                          .dv = HostTensor(dtype, key_sizes(inputs), layout)};
-  const BackwardArgs args{.d_out = inputs.d_out.view(),
-                          .q = inputs.q.view(),
-                          .r = inputs.r.view(),
-                          .k = inputs.k.view(),
-                          .v = inputs.v.view(),
-                          .out = out.view(),
-                          .out_softmax = out_softmax.view(),
-                          .lse = lse.view(),
-                          .t_mean = t_mean.view(),
-                          .cu_seqlens_q = inputs.cu_seqlens_q.view(),
-                          .cu_seqlens_k = inputs.cu_seqlens_k.view(),
+  Placement placement(backend);
+  const BackwardArgs args{.d_out = placement.input(inputs.d_out),
+                          .q = placement.input(inputs.q),
+                          .r = placement.input(inputs.r),
+                          .k = placement.input(inputs.k),
+                          .v = placement.input(inputs.v),
+                          .out = placement.input(out),
+                          .out_softmax = placement.input(out_softmax),
+                          .lse = placement.input(lse),
+                          .t_mean = placement.input(t_mean),
+                          .cu_seqlens_q = placement.input(inputs.cu_seqlens_q),
+                          .cu_seqlens_k = placement.input(inputs.cu_seqlens_k),
                           .options = inputs.problem.options,
-                          .dq = result.dq.view(),
-                          .dr = result.dr.view(),
-                          .dk = result.dk.view(),
-                          .dv = result.dv.view()};
-  check_call(backend, args);
-  backend.backward(args);
+                          .dq = placement.output(result.dq),
+                          .dr = placement.output(result.dr),
+                          .dk = placement.output(result.dk),
+                          .dv = placement.output(result.dv)};
+  run_call(backend, args, placement);
   expect_guards("dq", result.dq);
   expect_guards("dr", result.dr);
   expect_guards("dk", result.dk);
@@ -319,9 +327,11 @@ const std::vector<TestedBackend>& tested_backends() {
   static const std::vector<TestedBackend> list = [] {
     std::vector<TestedBackend> result;
     for (const Backend* backend : backends())
-      result.push_back({std::string(backend->name()), backend});
+      if (backend->device_type() == DeviceType::kCpu)
+        result.push_back({std::string(backend->name()), backend});
     for (const Backend* backend : std::span(cpu_backends()).subspan(1))
       result.push_back({backend->description(), backend});
+    result.insert(result.end(), cuda_backends().begin(), cuda_backends().end());
     return result;
   }();
   return list;

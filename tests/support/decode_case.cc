@@ -8,6 +8,7 @@
 #include <sstream>
 
 #include "core/validate.h"
+#include "support/placement.h"
 
 namespace parallax::testing {
 namespace {
@@ -141,24 +142,27 @@ void DecodeInputs::place_caches(std::mt19937_64& random) {
 ForwardTensors run_decode(const Backend& backend, const DecodeInputs& inputs) {
   ForwardTensors result = poisoned_outputs(inputs.description.dtype, inputs.description.layout,
                                            query_sizes(inputs), stat_sizes(inputs));
-  const DecodeArgs args{.q = inputs.q.view(),
-                        .r = inputs.r.view(),
-                        .k_cache = inputs.k_cache.view(),
-                        .v_cache = inputs.v_cache.view(),
-                        .cache_starts = inputs.cache_starts.view(),
-                        .cache_seqlens = inputs.cache_seqlens.view(),
-                        .cu_seqlens_q = inputs.cu_seqlens_q.view(),
-                        .page_table = inputs.page_table.view(),
-                        .options = inputs.problem.options,
-                        .out = result.out.view(),
-                        .out_softmax = result.out_softmax.view(),
-                        .lse = result.lse.view(),
-                        .t_mean = result.t_mean.view()};
+  Placement placement(backend);
+  DecodeArgs args{.q = placement.input(inputs.q),
+                  .r = placement.input(inputs.r),
+                  .k_cache = placement.input(inputs.k_cache),
+                  .v_cache = placement.input(inputs.v_cache),
+                  .cache_starts = placement.input(inputs.cache_starts),
+                  .cache_seqlens = placement.input(inputs.cache_seqlens),
+                  .cu_seqlens_q = placement.input(inputs.cu_seqlens_q),
+                  .page_table = placement.input(inputs.page_table),
+                  .options = inputs.problem.options,
+                  .out = placement.output(result.out),
+                  .out_softmax = placement.output(result.out_softmax),
+                  .lse = placement.output(result.lse),
+                  .t_mean = placement.output(result.t_mean)};
   core::validate(args);
   const Support support = backend.supports(args);
   EXPECT_TRUE(support.ok) << support.reason;
   if (!support.ok) return result;
+  args.execution = placement.execution(backend.workspace_bytes(args));
   backend.decode(args);
+  placement.finish();
   expect_guards_intact(result);
   return result;
 }

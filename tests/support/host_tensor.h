@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,10 @@ class HostTensor {
   /// Views for a call; undefined if the tensor is.
   TensorView view();
   ConstTensorView view() const;
+
+  /// All bytes, those around the elements included.
+  std::span<std::byte> storage() { return storage_; }
+  std::span<const std::byte> storage() const { return storage_; }
 
   /// Elements by their row-major logical index.
   double get(int64_t idx) const;

@@ -24,4 +24,7 @@ void launch_backward(const BackwardCall& call, void* workspace, cudaStream_t str
 int64_t decode_workspace_bytes(const ForwardCall& call);
 void launch_decode(const ForwardCall& call, void* workspace, cudaStream_t stream);
 
+/// In float64, with the bits of the reference.
+void launch_merge(const MergeArgs& args, cudaStream_t stream);
+
 }  // namespace parallax::cuda::portable

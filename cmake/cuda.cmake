@@ -1,0 +1,21 @@
+# nvcc, and what is built with it.
+#
+# CUDA 13's nvcc takes -std=c++20 as a flag of its own (src/cuda/CMakeLists.txt), since older CMakes
+# ignore CMAKE_CUDA_STANDARD 20.
+set(PLX_CUDA_ARCHITECTURES 90a-real CACHE STRING
+    "Architectures of the plain CUDA kernels, as for CMAKE_CUDA_ARCHITECTURES: 80-real;90a-real")
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES ${PLX_CUDA_ARCHITECTURES})
+endif()
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(FATAL_ERROR "PLX_CUDA=ON needs nvcc of CUDA 13.0 or later, and none was found.\n"
+                      "Put its folder into PATH or set -DCMAKE_CUDA_COMPILER=, or -DPLX_CUDA=OFF.")
+endif()
+enable_language(CUDA)
+find_package(CUDAToolkit 13.0 REQUIRED)
+message(STATUS "CUDA ${CUDAToolkit_VERSION}, plain kernels for ${PLX_CUDA_ARCHITECTURES}")
+if(PLX_CCACHE)
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${PLX_CCACHE})
+endif()

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/backend.h"
+
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "cuda/call.h"
+#include "cuda/device_info.h"
+#include "cuda/portable/launch.h"
+#include "cuda/sm90/forward/forward.h"
+
+namespace parallax::cuda {
+namespace {
+
+cudaStream_t stream_of(const Execution& execution) {
+  return static_cast<cudaStream_t>(execution.stream);
+}
+
+/// What every CUDA backend asks of a call, whose first tensor decides the device.
+Support supports_device(const std::string& backend, const ConstTensorView& tensor,
+                        int min_capability, int max_capability) {
+  if (tensor.device.type != DeviceType::kCuda)
+    return Support::no(backend + ": the tensors are not in CUDA memory");
+  if (num_devices() == 0) return Support::no(backend + ": this machine has no CUDA device");
+  const DeviceInfo& device = device_info(tensor.device.index);
+  if (device.compute_capability < min_capability || device.compute_capability > max_capability)
+    return Support::no(
+        backend + ": " + device.name + " has compute capability " +
+        std::to_string(device.compute_capability / 10) + "." +
+        std::to_string(device.compute_capability % 10) +
+        (min_capability == max_capability ? "; it must be " : "; it must be at least ") +
+        std::to_string(min_capability / 10) + "." + std::to_string(min_capability % 10));
+  return Support::yes();
+}
+
+/// "NVIDIA H200", or why there is none.
+std::string device_text() {
+  if (num_devices() == 0) return "no CUDA device on this machine";
+  std::string text = device_info(0).name;
+  if (num_devices() > 1) text += " and " + std::to_string(num_devices() - 1) + " more";
+  return text;
+}
+
+class Sm90Backend final : public Backend {
+ public:
+  std::string_view name() const override { return "cuda_sm90"; }
+  std::string description() const override {
+    return "Hopper kernels (wgmma, TMA), " + device_text();
+  }
+  DeviceType device_type() const override { return DeviceType::kCuda; }
+
+  Support supports(const ForwardArgs& args) const override {
+    const Support device = supports_device("cuda_sm90", args.q, 90, 90);
+    return device.ok ? sm90::supports_forward(make_call(args)) : device;
+  }
+  Support supports(const BackwardArgs&) const override { return not_built("backward"); }
+  Support supports(const DecodeArgs&) const override { return not_built("decode"); }
+  Support supports(const MergeArgs&) const override { return not_built("merge_states"); }
+
+  int64_t workspace_bytes(const ForwardArgs& args) const override {
+    return sm90::forward_workspace_bytes(make_call(args));
+  }
+
+  void forward(const ForwardArgs& args) const override {
+    const int device = args.q.device.index;
+    const DeviceGuard guard(device);
+    sm90::launch_forward(make_call(args), device_info(device), args.execution.workspace,
+                         stream_of(args.execution));
+  }
+  void backward(const BackwardArgs&) const override { refuse("backward"); }
+  void decode(const DecodeArgs&) const override { refuse("decode"); }
+  void merge(const MergeArgs&) const override { refuse("merge_states"); }
+
+ private:
+  static Support not_built(const std::string& call) {
+    return Support::no("cuda_sm90: " + call + " is not built (built: forward)");
+  }
+  [[noreturn]] static void refuse(const std::string& call) { PLX_FAIL(not_built(call).reason); }
+};
+
+class PortableBackend final : public Backend {
+ public:
+  std::string_view name() const override { return "cuda_portable"; }
+  std::string description() const override {
+    return "plain kernels for any GPU since compute capability 8.0, " + device_text();
+  }
+  DeviceType device_type() const override { return DeviceType::kCuda; }
+
+  Support supports(const ForwardArgs& args) const override { return supports_tensor(args.q); }
+  Support supports(const BackwardArgs& args) const override { return supports_tensor(args.q); }
+  Support supports(const DecodeArgs& args) const override { return supports_tensor(args.q); }
+  Support supports(const MergeArgs& args) const override { return supports_tensor(args.out); }
+
+  int64_t workspace_bytes(const BackwardArgs& args) const override {
+    return portable::backward_workspace_bytes(make_call(args));
+  }
+  int64_t workspace_bytes(const DecodeArgs& args) const override {
+    return portable::decode_workspace_bytes(make_call(args));
+  }
+
+  void forward(const ForwardArgs& args) const override {
+    const DeviceGuard guard(args.q.device.index);
+    portable::launch_forward(make_call(args), stream_of(args.execution));
+  }
+  void backward(const BackwardArgs& args) const override {
+    const DeviceGuard guard(args.q.device.index);
+    portable::launch_backward(make_call(args), args.execution.workspace, stream_of(args.execution));
+  }
+  void decode(const DecodeArgs& args) const override {
+    const DeviceGuard guard(args.q.device.index);
+    portable::launch_decode(make_call(args), args.execution.workspace, stream_of(args.execution));
+  }
+  void merge(const MergeArgs& args) const override {
+    const DeviceGuard guard(args.out.device.index);
+    portable::launch_merge(args, stream_of(args.execution));
+  }
+
+ private:
+  static Support supports_tensor(const ConstTensorView& tensor) {
+    const Support device = supports_device("cuda_portable", tensor, 80, kAnyCapability);
+    if (!device.ok) return device;
+    if (tensor.dtype == DType::kFloat64)
+      return Support::no(
+          "cuda_portable: dtype float64 is not built (built: float32, bfloat16, float16)");
+    return Support::yes();
+  }
+  static constexpr int kAnyCapability = 1000;
+};
+
+}  // namespace
+
+const Backend& sm90_backend() {
+  static const Sm90Backend instance;
+  return instance;
+}
+
+const Backend& portable_backend() {
+  static const PortableBackend instance;
+  return instance;
+}
+
+}  // namespace parallax::cuda

@@ -1,0 +1,39 @@
+// The CUDA devices of this machine, asked once.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+namespace parallax::cuda {
+
+struct DeviceInfo {
+  std::string name;
+  int compute_capability;  // 10 major + minor: 90
+  int num_multiprocessors;
+  int64_t l2_bytes;
+  int64_t memory_bytes;
+};
+
+/// 0 without a device or a driver.
+int num_devices();
+
+/// Throws Error if there is no such device.
+const DeviceInfo& device_info(int index);
+
+/// Makes a device current for its lifetime.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int index);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  int index_;
+};
+
+}  // namespace parallax::cuda

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda/sm90/forward/forward.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+
+#include "cuda/sm90/forward/instance.h"
+#include "cuda/tensor_map.h"
+
+namespace parallax::cuda::sm90 {
+namespace {
+
+const ForwardInstance* find_instance(const AttentionCall& call) {
+  const auto instances = forward_instances();
+  const auto found = std::ranges::find_if(instances, [&](const ForwardInstance& instance) {
+    return instance.dtype == call.dtype && instance.head_dim == call.head_dim;
+  });
+  return found == instances.end() ? nullptr : &*found;
+}
+
+std::string built_head_dims(DType dtype) {
+  std::string text;
+  for (const ForwardInstance& instance : forward_instances())
+    if (instance.dtype == dtype)
+      text.append(text.empty() ? "" : ", ").append(std::to_string(instance.head_dim));
+  return text.empty() ? "none" : text;
+}
+
+/// 64-bit sizes of the schedule, which the kernel counts in 32 bits.
+struct WideSchedule {
+  int64_t num_heads, num_blocks, num_tiles;
+};
+
+WideSchedule wide_schedule(const AttentionCall& call, const ForwardTile& tile) {
+  const SequenceTable& table = call.sequences;
+  const bool packed = table.cu_seqlens_q != nullptr;
+  const int64_t num_heads = packed ? call.num_heads_q : table.num_sequences * call.num_heads_q;
+  // Packed: sequence i of N has the slots from cu_seqlens_q[i] / queries + i on.
+  const int64_t num_blocks = packed ? table.num_queries / tile.queries + table.num_sequences
+                                    : (table.num_queries + tile.queries - 1) / tile.queries;
+  return {num_heads, num_blocks, num_heads * num_blocks};
+}
+
+/// Heads whose keys and values stay in the second-level cache while their tiles are computed.
+/// Measured with 50 MB: more than 16 heads or 32 MB are slower.
+int bundle_of(const AttentionCall& call, int64_t num_heads, int64_t l2_bytes) {
+  constexpr int kMaxBundle = 16;
+  const int64_t head_bytes =
+      4 * call.sequences.num_keys * call.head_dim / call.group;  // k and v, 2 bytes each
+  int bundle = 1;
+  while (bundle < kMaxBundle && 2 * bundle <= num_heads &&
+         2 * bundle * head_bytes <= l2_bytes / 8 * 5)
+    bundle *= 2;
+  return bundle;
+}
+
+Support refuse(const std::string& why) { return Support::no("cuda_sm90 forward: " + why); }
+
+/// The copy engine's and the 16-byte stores' conditions.
+Support supports_memory(const ForwardCall& call) {
+  const AttentionCall& attention = call.attention;
+  const SequenceTable& table = attention.sequences;
+  const MapShape queries{.head_dim = attention.head_dim,
+                         .num_tokens = table.num_queries,
+                         .num_heads = attention.num_heads_q,
+                         .num_batches = num_batches(attention),
+                         .box_tokens = 8};
+  MapShape keys = queries;
+  keys.num_tokens = table.num_keys;
+  keys.num_heads = attention.num_heads_kv;
+  const auto constant = [](const Operand<void>& operand) -> Operand<const void> {
+    return {operand.data, operand.batch_stride, operand.token_stride, operand.head_stride};
+  };
+  const struct {
+    const char* name;
+    Operand<const void> operand;
+    const MapShape& shape;
+  } tensors[] = {{"q", attention.q, queries},
+                 {"r", attention.r, queries},
+                 {"k", attention.k, keys},
+                 {"v", attention.v, keys},
+                 {"out", constant(call.out), queries},
+                 {"out_softmax", constant(call.out_softmax), queries}};
+  for (const auto& [name, operand, shape] : tensors)
+    if (const char* const refusal = map_refusal(operand, shape);
+        operand.data != nullptr && refusal != nullptr)
+      return refuse(std::string(name) + ": " + refusal);
+  return Support::yes();
+}
+
+}  // namespace
+
+Support supports_forward(const ForwardCall& call) {
+  const AttentionCall& attention = call.attention;
+  const SequenceTable& table = attention.sequences;
+  if (attention.dtype != DType::kBFloat16 && attention.dtype != DType::kFloat16)
+    return refuse("dtype " + std::string(name(attention.dtype)) +
+                  " is not built (built: bfloat16, float16)");
+  const ForwardInstance* const instance = find_instance(attention);
+  if (instance == nullptr)
+    return refuse("head_dim " + std::to_string(attention.head_dim) +
+                  " is not built (built: " + built_head_dims(attention.dtype) + ")");
+  if (!(attention.softmax_scale > 0.0f)) return refuse("softmax_scale is not positive");
+  if (table.num_sequences == 0 || table.num_queries == 0) return refuse("there are no queries");
+  if (table.num_keys == 0) return refuse("there are no keys");
+  constexpr int64_t kMaxCount = std::numeric_limits<int>::max() / 2;
+  if (table.num_queries > kMaxCount || table.num_keys > kMaxCount ||
+      wide_schedule(attention, instance->tile).num_tiles > kMaxCount)
+    return refuse("more than 2^30 queries, keys or tiles");
+  return supports_memory(call);
+}
+
+int64_t forward_workspace_bytes(const ForwardCall& call) {
+  const ForwardTile& tile = find_instance(call.attention)->tile;
+  const int64_t num_tiles = wide_schedule(call.attention, tile).num_tiles;
+  return static_cast<int64_t>(sizeof(ForwardWorkspace) + sizeof(uint32_t) * tile.warps * num_tiles);
+}
+
+void launch_forward(const ForwardCall& call, const DeviceInfo& device, void* workspace,
+                    cudaStream_t stream) {
+  const ForwardInstance& instance = *find_instance(call.attention);
+  const WideSchedule wide = wide_schedule(call.attention, instance.tile);
+  const TileSchedule schedule{.num_tiles = static_cast<int>(wide.num_tiles),
+                              .num_heads = static_cast<int>(wide.num_heads),
+                              .num_blocks = static_cast<int>(wide.num_blocks),
+                              .bundle = bundle_of(call.attention, wide.num_heads, device.l2_bytes)};
+  instance.launch(call, schedule, workspace, device.num_multiprocessors, stream);
+}
+
+}  // namespace parallax::cuda::sm90

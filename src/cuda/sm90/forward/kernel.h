@@ -1,0 +1,52 @@
+// What the host passes to the Hopper forward kernel.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/call.h"
+
+namespace parallax::cuda::sm90 {
+
+/// Tensors as the copy engine sees them, [D, tokens, heads, batch]: boxes of 64 columns by 8 rows of
+/// q and r, and by a whole step of keys of k and v.
+struct ForwardMaps {
+  CUtensorMap q, r, k, v;
+};
+
+/// Work that the blocks share out: tile w of num_tiles is a block of queries of one sequence and
+/// head. Heads come in bundles whose keys and values fit the second-level cache; within one, the
+/// last queries of all heads come first, since a causal mask gives them the most keys.
+struct TileSchedule {
+  int num_tiles;
+  int num_heads;   // over which tiles are spread: B * Hq, or Hq of packed sequences
+  int num_blocks;  // of queries per head; packed: an upper bound (device/sequence.cuh)
+  int bundle;      // heads
+};
+
+/// Device memory of one call, zero at its start.
+struct ForwardWorkspace {
+  uint32_t next_tile;    // beyond the first of every block
+  uint32_t num_flagged;  // entries of flagged_tiles
+  uint32_t reserved[2];
+};
+
+struct ForwardParams {
+  SequenceTable sequences;
+  int num_heads_q, group;
+  float scale_log2;  // softmax_scale times log2 e
+  bool causal;
+  int64_t window;
+  Operand<const void> v;  // read by the repair
+  Operand<void> out, out_softmax;
+  Statistic<float> lse, t_mean;
+  TileSchedule schedule;
+  ForwardWorkspace* workspace;
+  /// Tiles with a NaN or an infinity among their results, once for each warp that found one.
+  uint32_t* flagged_tiles;
+};
+
+}  // namespace parallax::cuda::sm90

@@ -1,0 +1,88 @@
+// Which tile is whose: from a number of the schedule to a sequence, a head and a block of queries,
+// and from there to the steps of keys that the tile needs.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/device/sequence.cuh"
+#include "cuda/sm90/forward/kernel.h"
+
+namespace parallax::cuda::sm90 {
+
+/// A tile as the loader of q leaves it in shared memory for everybody else.
+struct alignas(16) Tile {
+  int number;                 // of the schedule; negative: there are no more
+  int head;                   // of q
+  int batch;                  // index into batch strides; 0 for packed tensors
+  int query_row, key_row;     // of the sequence in packed tensors, else 0
+  int first_query;            // of the tile in its sequence
+  int num_queries, num_keys;  // of the sequence
+};
+
+/// The sequence and block of a slot of packed queries. Sequence i has the slots from
+/// cu_seqlens_q[i] / kQueries + i on, which leaves it enough of them; some slots stay empty.
+template <int kQueries>
+__device__ __forceinline__ int sequence_of_slot(const SequenceTable& table, int slot) {
+  int low = 0, high = static_cast<int>(table.num_sequences);
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (table.cu_seqlens_q[middle] / kQueries + middle <= slot)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/// Tile `number`; false if it has no queries.
+template <int kQueries>
+__device__ __forceinline__ bool find_tile(const ForwardParams& params, int number, Tile& tile) {
+  const TileSchedule& schedule = params.schedule;
+  const int bundle_tiles = schedule.bundle * schedule.num_blocks;
+  const int first_head = number / bundle_tiles * schedule.bundle;
+  const int rest = number % bundle_tiles;
+  const int width = min(schedule.bundle, schedule.num_heads - first_head);
+  const int block = schedule.num_blocks - 1 - rest / width;
+  const int head = first_head + rest % width;
+  const SequenceTable& table = params.sequences;
+  const bool packed = table.cu_seqlens_q != nullptr;
+  const int idx = packed ? sequence_of_slot<kQueries>(table, block) : head / params.num_heads_q;
+  const DeviceSequence sequence = device_sequence(table, idx);
+  tile.number = number;
+  tile.head = packed ? head : head % params.num_heads_q;
+  tile.batch = packed ? 0 : idx;
+  tile.query_row = static_cast<int>(sequence.query_row);
+  tile.key_row = static_cast<int>(sequence.key_row);
+  tile.num_queries = sequence.num_queries;
+  tile.num_keys = sequence.key_end;
+  tile.first_query =
+      (packed ? block - (table.cu_seqlens_q[idx] / kQueries + idx) : block) * kQueries;
+  return tile.first_query < tile.num_queries;
+}
+
+/// The keys that one query sees: [begin, end), perhaps empty.
+struct VisibleKeys {
+  int begin, end;
+};
+
+__device__ __forceinline__ VisibleKeys visible_keys(const ForwardParams& params, const Tile& tile,
+                                                    int query) {
+  if (!params.causal) return {0, tile.num_keys};
+  const int end = tile.num_keys - tile.num_queries + query + 1;
+  const int64_t oldest = end - params.window;
+  return {static_cast<int>(max(oldest, int64_t{0})), min(max(end, 0), tile.num_keys)};
+}
+
+/// Steps of kKeys keys, [first, end); at least one, so that there always is a result to write.
+struct StepRange {
+  int first, end;
+};
+
+template <int kQueries, int kKeys>
+__device__ __forceinline__ StepRange tile_steps(const ForwardParams& params, const Tile& tile) {
+  const int begin = visible_keys(params, tile, tile.first_query).begin;
+  const int last_query = min(tile.first_query + kQueries, tile.num_queries) - 1;
+  const int end = max((visible_keys(params, tile, last_query).end + kKeys - 1) / kKeys, 1);
+  return {min(begin / kKeys, end - 1), end};
+}
+
+}  // namespace parallax::cuda::sm90
