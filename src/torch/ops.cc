@@ -20,6 +20,7 @@
 
 #include "parallax/attention.h"
 #include "parallax/error.h"
+#include "torch/execution.h"
 #include "torch/parallel.h"
 #include "torch/tensor_view.h"
 
@@ -91,6 +92,7 @@ Outputs forward_kernel(const Tensor& q, const Tensor& r, const Tensor& k, const 
                    .cu_seqlens_k = index_view(cu_seqlens_k, "cu_seqlens_k"),
                    .options = options_of(scale, mask_of(causal), window)};
   outputs.set_views(args);
+  const OptionalTensor workspace = set_execution(q, args);
   attention_forward(args);
   return outputs.tuple();
 }
@@ -104,23 +106,25 @@ Outputs backward_kernel(const Tensor& d_out, const Tensor& q, const Tensor& r, c
   const Tensor dr = new_contiguous(r);
   const Tensor dk = new_contiguous(k);
   const Tensor dv = new_contiguous(v);
-  attention_backward({.d_out = const_view(d_out, "d_out"),
-                      .q = const_view(q, "q"),
-                      .r = const_view(r, "r"),
-                      .k = const_view(k, "k"),
-                      .v = const_view(v, "v"),
-                      .out = const_view(out, "out"),
-                      .out_softmax = const_view(out_softmax, "out_softmax"),
-                      .lse = const_view(lse, "lse"),
-                      .t_mean = const_view(t_mean, "t_mean"),
-                      .cu_seqlens_q = index_view(cu_seqlens_q, "cu_seqlens_q"),
-                      .cu_seqlens_k = index_view(cu_seqlens_k, "cu_seqlens_k"),
-                      .options = options_of(scale, mask_of(causal), window),
-                      .deterministic = deterministic,
-                      .dq = mutable_view(dq, "dq"),
-                      .dr = mutable_view(dr, "dr"),
-                      .dk = mutable_view(dk, "dk"),
-                      .dv = mutable_view(dv, "dv")});
+  BackwardArgs args{.d_out = const_view(d_out, "d_out"),
+                    .q = const_view(q, "q"),
+                    .r = const_view(r, "r"),
+                    .k = const_view(k, "k"),
+                    .v = const_view(v, "v"),
+                    .out = const_view(out, "out"),
+                    .out_softmax = const_view(out_softmax, "out_softmax"),
+                    .lse = const_view(lse, "lse"),
+                    .t_mean = const_view(t_mean, "t_mean"),
+                    .cu_seqlens_q = index_view(cu_seqlens_q, "cu_seqlens_q"),
+                    .cu_seqlens_k = index_view(cu_seqlens_k, "cu_seqlens_k"),
+                    .options = options_of(scale, mask_of(causal), window),
+                    .deterministic = deterministic,
+                    .dq = mutable_view(dq, "dq"),
+                    .dr = mutable_view(dr, "dr"),
+                    .dk = mutable_view(dk, "dk"),
+                    .dv = mutable_view(dv, "dv")};
+  const OptionalTensor workspace = set_execution(q, args);
+  attention_backward(args);
   return {dq, dr, dk, dv};
 }
 
@@ -144,6 +148,7 @@ Outputs decode_kernel(const Tensor& q, const Tensor& r, const Tensor& k_cache,
                   .options = options_of(scale, Mask::kCausal, window),
                   .batch_invariant = batch_invariant};
   outputs.set_views(args);
+  const OptionalTensor workspace = set_execution(q, args);
   decode(args);
   return outputs.tuple();
 }
@@ -167,6 +172,7 @@ Outputs merge_states_kernel(const std::vector<Tensor>& out, const std::vector<Te
   const OutputTensors outputs(out[0], "partials[0].out");
   MergeArgs args{.partials = partials};
   outputs.set_views(args);
+  set_execution(out[0], args);
   merge_states(args);
   return outputs.tuple();
 }
