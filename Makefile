@@ -8,7 +8,7 @@ DATA ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help setup build demo test test-slow format lint sanitize ci clean
+.PHONY: help setup build demo test test-slow format lint cuda sanitize ci clean
 
 help:
 	@echo "make demo     train the twins, softmax and Parallax, and write runs/demo/report.md (DATA='paths': your text)"
@@ -16,6 +16,7 @@ help:
 	@echo "make build    build everything"
 	@echo "make format   format all sources"
 	@echo "make lint     check format, warnings, lengths and layering"
+	@echo "make cuda     compile the CUDA backends and their tests, if nvcc is there"
 	@echo "make sanitize run the kernel tests under ASan, UBSan and TSan"
 	@echo "make ci       lint, test, test-slow, sanitize: what continuous integration runs"
 
@@ -48,6 +49,13 @@ lint: setup
 	python -m pytest -q tests/repo
 	$(MAKE) build PRESET=ci
 
+cuda: setup
+	@if command -v nvcc > /dev/null; then \
+	  cmake --preset cuda-kernels && cmake --build --preset cuda-kernels --parallel $(JOBS); \
+	else \
+	  echo "make cuda: SKIPPED, there is no nvcc in PATH"; \
+	fi
+
 sanitize: setup
 	for preset in asan tsan; do \
 	  cmake --preset $$preset && cmake --build --preset $$preset --parallel $(JOBS) && \
@@ -55,6 +63,7 @@ sanitize: setup
 	done
 
 ci: lint
+	$(MAKE) cuda
 	$(MAKE) test PRESET=ci
 	$(MAKE) test-slow PRESET=ci
 	$(MAKE) sanitize
