@@ -1,7 +1,8 @@
 # nvcc, and what is built with it.
 #
-# CUDA 13's nvcc takes -std=c++20 as a flag of its own (src/cuda/CMakeLists.txt), since older CMakes
-# ignore CMAKE_CUDA_STANDARD 20.
+# -std=c++20 is given to it as a flag, since older CMakes ignore CMAKE_CUDA_STANDARD 20. 554: a
+# conversion from a view to its own type, which the template has for views of const data.
+set(PLX_CUDA_FLAGS -std=c++20 -lineinfo -diag-suppress=554)
 set(PLX_CUDA_ARCHITECTURES 90a-real CACHE STRING
     "Architectures of the plain CUDA kernels, as for CMAKE_CUDA_ARCHITECTURES: 80-real;90a-real")
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)

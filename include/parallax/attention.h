@@ -34,8 +34,9 @@ struct AttentionOptions {
 struct Execution {
   /// The cudaStream_t on which the work is enqueued; null is the default stream.
   void* stream = nullptr;
-  /// At least workspace_bytes() bytes of the tensors' device, 256-byte aligned; null if that is 0. It
-  /// belongs to the call until the stream has passed it, and holds nothing from one call to the next.
+  /// At least workspace_bytes() bytes of the tensors' device, 256-byte aligned; null if that is 0.
+  /// It belongs to the call until the stream has passed it, and holds nothing from one call to the
+  /// next.
   void* workspace = nullptr;
   int64_t workspace_bytes = 0;
 };
@@ -142,20 +143,20 @@ struct MergeArgs {
 
 /// Each function checks its arguments, picks the first backend that supports them (backend.h;
 /// PLX_BACKEND forces one), and computes. Writes the output views and nothing else. Synchronous on
-/// the CPU; on CUDA tensors enqueued on execution.stream, without allocating, waiting for the device
-/// or reading its memory, so that a graph can capture it. Bitwise repeatable, and the same for any
-/// number of threads. Throws parallax::Error if an argument is not allowed or no backend supports
-/// the case; then no output has been touched. Lengths and page numbers in CUDA memory are not
-/// checked: wrong ones give undefined results.
-/// May be called from several threads at once, if no call writes what another reads or writes: a
-/// call that finds the library's threads busy runs on its own.
+/// the CPU; on CUDA tensors enqueued on execution.stream, without allocating, waiting for the
+/// device or reading its memory, so that a graph can capture it. Bitwise repeatable, and the same
+/// for any number of threads. Throws parallax::Error if an argument is not allowed or no backend
+/// supports the case; then no output has been touched. Lengths and page numbers in CUDA memory are
+/// not checked: wrong ones give undefined results. May be called from several threads at once, if
+/// no call writes what another reads or writes: a call that finds the library's threads busy runs
+/// on its own.
 void attention_forward(const ForwardArgs& args);
 void attention_backward(const BackwardArgs& args);
 void decode(const DecodeArgs& args);
 void merge_states(const MergeArgs& args);
 
-/// Bytes that `execution.workspace` of this call must have; 0 on the CPU. Depends on shapes, dtype and
-/// options, not on what tensors hold. Throws as the call itself would.
+/// Bytes that `execution.workspace` of this call must have; 0 on the CPU. Depends on shapes, dtype
+/// and options, not on what tensors hold. Throws as the call itself would.
 int64_t workspace_bytes(const ForwardArgs& args);
 int64_t workspace_bytes(const BackwardArgs& args);
 int64_t workspace_bytes(const DecodeArgs& args);

@@ -52,9 +52,10 @@ class Backend {
 /// Every backend of this build, fastest first.
 std::span<const Backend* const> backends();
 
-/// The first backend that supports the call, of those that PLX_BACKEND names: one, or with "cuda" all
-/// whose names begin with "cuda_". Throws parallax::Error with every such backend's reason if none
-/// does, and with the list of names if there is no such backend. PLX_LOG=dispatch prints the choice.
+/// The first backend that supports the call, of those that PLX_BACKEND names: one, or with "cuda"
+/// all whose names begin with "cuda_". Throws parallax::Error with every such backend's reason if
+/// none does, and with the list of names if there is no such backend. PLX_LOG=dispatch prints the
+/// choice.
 const Backend& find_backend(const ForwardArgs& args);
 const Backend& find_backend(const BackwardArgs& args);
 const Backend& find_backend(const DecodeArgs& args);

@@ -10,8 +10,8 @@
 
 namespace parallax::cuda {
 
-/// A tensor shaped like q or k, its innermost stride 1. Strides count elements. batch_stride is 0 for
-/// packed tensors, and that of a page for paged caches.
+/// A tensor shaped like q or k, its innermost stride 1. Strides count elements. batch_stride is 0
+/// for packed tensors, and that of a page for paged caches.
 template <typename Pointee>
 struct Operand {
   Pointee* data;  // null for an absent output

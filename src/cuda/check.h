@@ -6,8 +6,8 @@
 
 #include "parallax/error.h"
 
-/// Throws Error with the call's text and the error's name unless `call` is cudaSuccess. The error is
-/// cleared, so that the context stays usable after one that is not sticky.
+/// Throws Error with the call's text and the error's name unless `call` is cudaSuccess. The error
+/// is cleared, so that the context stays usable after one that is not sticky.
 #define PLX_CUDA_CHECK(call)                                               \
   do {                                                                     \
     const cudaError_t plx_cuda_error = (call);                             \

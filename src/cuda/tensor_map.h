@@ -16,12 +16,12 @@ struct MapShape {
   int box_tokens;
 };
 
-/// Why the copy engine cannot read such a tensor, or null: addresses and strides must be multiples of
-/// 16 bytes, strides of dimensions with several entries positive. `size_of_element` is 2.
+/// Why the copy engine cannot read such a tensor, or null: addresses and strides must be multiples
+/// of 16 bytes, strides of dimensions with several entries positive. `size_of_element` is 2.
 const char* map_refusal(const Operand<const void>& tensor, const MapShape& shape);
 
-/// The map [D, tokens, heads, batches] of a 16-bit tensor with the 128-byte swizzle. What a box holds
-/// beyond the tensor becomes zeros. Throws Error if the driver refuses it.
+/// The map [D, tokens, heads, batches] of a 16-bit tensor with the 128-byte swizzle. What a box
+/// holds beyond the tensor becomes zeros. Throws Error if the driver refuses it.
 CUtensorMap make_tensor_map(const Operand<const void>& tensor, const MapShape& shape, DType dtype);
 
 }  // namespace parallax::cuda

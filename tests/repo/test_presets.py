@@ -59,5 +59,6 @@ def test_make_ci_builds_the_shared_folder_with_one_preset():
         needs, recipe = rules[target]
         assert not {"build", "test", "test-slow", "demo"} & set(needs.split())
         for call in re.findall(r"\$\(MAKE\) (.*)", recipe):
-            assert call == "sanitize" or call.endswith(" PRESET=ci"), call
-    assert "release" not in rules["sanitize"][1]
+            assert call in ("sanitize", "cuda") or call.endswith(" PRESET=ci"), call
+    for target in ("sanitize", "cuda"):  # folders of their own
+        assert "release" not in rules[target][1]

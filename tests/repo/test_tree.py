@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A folder of src/ includes itself and the groups before its own.
 LAYERS = [
     {"core"},
-    {"reference", "cpu"},
+    {"reference", "cpu", "cuda"},
     {"backends.cc"},
     {"torch"},
     {"io", "text", "nn", "optim", "mad"},

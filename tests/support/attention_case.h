@@ -89,8 +89,8 @@ struct TestedBackend {
   std::string label;
   const Backend* backend;
 };
-/// All registered backends that this machine can run, and the CPU backend on each of its instruction
-/// sets.
+/// All registered backends that this machine can run, and the CPU backend on each of its
+/// instruction sets.
 const std::vector<TestedBackend>& tested_backends();
 
 /// Sanitizers slow the kernels down: lengths over 200 shrink to 200 there.

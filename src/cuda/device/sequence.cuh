@@ -15,7 +15,7 @@ struct DeviceSequence {
   int key_begin, key_end;
 };
 
-__device__ __forceinline__ DeviceSequence device_sequence(const SequenceTable& table, int idx) {
+__host__ __device__ inline DeviceSequence device_sequence(const SequenceTable& table, int idx) {
   DeviceSequence sequence{.batch = idx,
                           .query_row = 0,
                           .key_row = 0,
@@ -40,7 +40,7 @@ struct KeySpan {
 };
 
 /// The keys that a query sees. Both ends grow with `query`.
-__device__ __forceinline__ KeySpan visible_keys(const AttentionCall& call,
+__host__ __device__ inline KeySpan visible_keys(const AttentionCall& call,
                                                 const DeviceSequence& sequence, int query) {
   if (!call.causal) return {sequence.key_begin, max(sequence.key_begin, sequence.key_end)};
   const int end = sequence.key_end - sequence.num_queries + query + 1;

@@ -11,8 +11,8 @@
 
 namespace parallax::cuda::portable {
 
-/// Each enqueues its kernels on `stream` of the current device and returns. Throws Error if a launch
-/// fails. Bitwise repeatable.
+/// Each enqueues its kernels on `stream` of the current device and returns. Throws Error if a
+/// launch fails. Bitwise repeatable.
 void launch_forward(const ForwardCall& call, cudaStream_t stream);
 
 /// `workspace`: backward_workspace_bytes(call) bytes, 16-byte aligned, that belong to the kernels.

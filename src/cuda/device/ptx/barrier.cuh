@@ -32,8 +32,8 @@ __device__ __forceinline__ void barrier_expect(uint32_t barrier, int bytes) {
                : "memory");
 }
 
-/// Returns once the phase of this parity is over. A fresh barrier is in phase 0, so that waiting for
-/// parity 1 returns at once.
+/// Returns once the phase of this parity is over. A fresh barrier is in phase 0, so that waiting
+/// for parity 1 returns at once.
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
   asm volatile(
       "{\n"

@@ -37,8 +37,8 @@ __device__ __forceinline__ void pin(float (&c)[kSize]) {
 
 /// Describes an operand in shared memory with the 128-byte swizzle: rows of 128 bytes (64 numbers),
 /// 8 rows to an atom of 1024 bytes. Address and offsets are in bytes, multiples of 16.
-///   K along the rows: `stride` from one 8 rows to the next; `leading` is not used.
-///   K across them:    `leading` from 64 columns to the next, `stride` from 8 rows of K to the next.
+///   K along the rows: `stride` from 8 rows to the next; `leading` is not used.
+///   K across them:    `leading` from 64 columns to the next, `stride` from 8 of K to the next.
 __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
   return kSwizzle128 | static_cast<uint64_t>((address & 0x3ffff) >> 4) |

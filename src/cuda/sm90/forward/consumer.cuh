@@ -1,9 +1,9 @@
 // A consumer warpgroup: 32 queries against the keys of a tile, step by step.
 //
 // Thread x of the warpgroup has one query, 8 (x / 32) + x % 32 / 4 of the 32, and a quarter of its
-// columns; the four threads of a query are neighbours (a quad). In every accumulator numbers 4 b and
-// 4 b + 1 belong to the q row and 4 b + 2 and 4 b + 3 to the r row, at the columns 8 b + 2 (x % 4)
-// and the next.
+// columns; the four threads of a query are neighbours (a quad). In every accumulator numbers 4 b
+// and 4 b + 1 belong to the q row and 4 b + 2 and 4 b + 3 to the r row, at the columns 8 b + 2 (x %
+// 4) and the next.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

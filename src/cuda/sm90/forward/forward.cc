@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cuda/sm90/forward/instance.h"
+#include "cuda/sm90/forward/schedule.h"
 #include "cuda/tensor_map.h"
 
 namespace parallax::cuda::sm90 {
@@ -25,34 +26,6 @@ std::string built_head_dims(DType dtype) {
     if (instance.dtype == dtype)
       text.append(text.empty() ? "" : ", ").append(std::to_string(instance.head_dim));
   return text.empty() ? "none" : text;
-}
-
-/// 64-bit sizes of the schedule, which the kernel counts in 32 bits.
-struct WideSchedule {
-  int64_t num_heads, num_blocks, num_tiles;
-};
-
-WideSchedule wide_schedule(const AttentionCall& call, const ForwardTile& tile) {
-  const SequenceTable& table = call.sequences;
-  const bool packed = table.cu_seqlens_q != nullptr;
-  const int64_t num_heads = packed ? call.num_heads_q : table.num_sequences * call.num_heads_q;
-  // Packed: sequence i of N has the slots from cu_seqlens_q[i] / queries + i on.
-  const int64_t num_blocks = packed ? table.num_queries / tile.queries + table.num_sequences
-                                    : (table.num_queries + tile.queries - 1) / tile.queries;
-  return {num_heads, num_blocks, num_heads * num_blocks};
-}
-
-/// Heads whose keys and values stay in the second-level cache while their tiles are computed.
-/// Measured with 50 MB: more than 16 heads or 32 MB are slower.
-int bundle_of(const AttentionCall& call, int64_t num_heads, int64_t l2_bytes) {
-  constexpr int kMaxBundle = 16;
-  const int64_t head_bytes =
-      4 * call.sequences.num_keys * call.head_dim / call.group;  // k and v, 2 bytes each
-  int bundle = 1;
-  while (bundle < kMaxBundle && 2 * bundle <= num_heads &&
-         2 * bundle * head_bytes <= l2_bytes / 8 * 5)
-    bundle *= 2;
-  return bundle;
 }
 
 Support refuse(const std::string& why) { return Support::no("cuda_sm90 forward: " + why); }
@@ -106,25 +79,21 @@ Support supports_forward(const ForwardCall& call) {
   if (table.num_keys == 0) return refuse("there are no keys");
   constexpr int64_t kMaxCount = std::numeric_limits<int>::max() / 2;
   if (table.num_queries > kMaxCount || table.num_keys > kMaxCount ||
-      wide_schedule(attention, instance->tile).num_tiles > kMaxCount)
+      num_tiles(attention, instance->tile) > kMaxCount)
     return refuse("more than 2^30 queries, keys or tiles");
   return supports_memory(call);
 }
 
 int64_t forward_workspace_bytes(const ForwardCall& call) {
   const ForwardTile& tile = find_instance(call.attention)->tile;
-  const int64_t num_tiles = wide_schedule(call.attention, tile).num_tiles;
-  return static_cast<int64_t>(sizeof(ForwardWorkspace) + sizeof(uint32_t) * tile.warps * num_tiles);
+  const int64_t flags = tile.warps * num_tiles(call.attention, tile);
+  return static_cast<int64_t>(sizeof(ForwardWorkspace) + sizeof(uint32_t) * flags);
 }
 
 void launch_forward(const ForwardCall& call, const DeviceInfo& device, void* workspace,
                     cudaStream_t stream) {
   const ForwardInstance& instance = *find_instance(call.attention);
-  const WideSchedule wide = wide_schedule(call.attention, instance.tile);
-  const TileSchedule schedule{.num_tiles = static_cast<int>(wide.num_tiles),
-                              .num_heads = static_cast<int>(wide.num_heads),
-                              .num_blocks = static_cast<int>(wide.num_blocks),
-                              .bundle = bundle_of(call.attention, wide.num_heads, device.l2_bytes)};
+  const TileSchedule schedule = make_schedule(call.attention, instance.tile, device.l2_bytes);
   instance.launch(call, schedule, workspace, device.num_multiprocessors, stream);
 }
 

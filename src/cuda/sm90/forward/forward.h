@@ -18,8 +18,8 @@ Support supports_forward(const ForwardCall& call);
 /// 16-byte aligned device memory that launch_forward() needs.
 int64_t forward_workspace_bytes(const ForwardCall& call);
 
-/// Enqueues the call on `stream` of the current device. Bitwise repeatable. Throws Error if a launch
-/// fails.
+/// Enqueues the call on `stream` of the current device. Bitwise repeatable. Throws Error if a
+/// launch fails.
 void launch_forward(const ForwardCall& call, const DeviceInfo& device, void* workspace,
                     cudaStream_t stream);
 

@@ -5,9 +5,9 @@
 // 64 rows, so that a thread holds s and t of the same query and key, and P and P (t - centre) of a
 // query are rows 8 apart of the next product's A, which yields both value sums at once:
 //   [S; T] = [Q; R] K'      [O1; O2] += [P; P (t - centre)] V
-// The exponentials of a step run under the value products of the step before, and the consumers take
-// turns to issue products, so that one computes exponentials while the other multiplies. The last
-// value product of a tile is issued with the first score product of the next.
+// The exponentials of a step run under the value products of the step before, and the consumers
+// take turns to issue products, so that one computes exponentials while the other multiplies. The
+// last value product of a tile is issued with the first score product of the next.
 // docs/kernels/sm90_forward.md has the schedule, docs/math.md the mathematics (forward, centring).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once

@@ -11,8 +11,8 @@
 
 namespace parallax::cuda::sm90 {
 
-/// Tensors as the copy engine sees them, [D, tokens, heads, batch]: boxes of 64 columns by 8 rows of
-/// q and r, and by a whole step of keys of k and v.
+/// Tensors as the copy engine sees them, [D, tokens, heads, batch]: boxes of 64 columns by 8 rows
+/// of q and r, and by a whole step of keys of k and v.
 struct ForwardMaps {
   CUtensorMap q, r, k, v;
 };

@@ -6,8 +6,8 @@
 
 namespace parallax::cuda::sm90 {
 
-/// Where a query's results go, and where its keys begin; token is negative for a row beyond the last
-/// query.
+/// Where a query's results go, and where its keys begin; token is negative for a row beyond the
+/// last query.
 struct ResultRow {
   int tile, token, head, batch;
   int key_row;

@@ -99,8 +99,8 @@ __device__ __forceinline__ void softmax_weights(float (&scores)[Config::kKeys / 
                          ptx::exp2_approximate(fmaf(old_max, scale_log2, -reference)), state);
 }
 
-/// w and w (t - centre), rounded in pairs, as the A fragment of the value product; the unrounded ones
-/// are added to the row's sums.
+/// w and w (t - centre), rounded in pairs, as the A fragment of the value product; the unrounded
+/// ones are added to the row's sums.
 template <class Config>
 __device__ __forceinline__ void pack_weights(const float (&scores)[Config::kKeys / 2],
                                              RowState& state,

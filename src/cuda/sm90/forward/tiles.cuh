@@ -21,7 +21,7 @@ struct alignas(16) Tile {
 /// The sequence and block of a slot of packed queries. Sequence i has the slots from
 /// cu_seqlens_q[i] / kQueries + i on, which leaves it enough of them; some slots stay empty.
 template <int kQueries>
-__device__ __forceinline__ int sequence_of_slot(const SequenceTable& table, int slot) {
+__host__ __device__ inline int sequence_of_slot(const SequenceTable& table, int slot) {
   int low = 0, high = static_cast<int>(table.num_sequences);
   while (high - low > 1) {
     const int middle = (low + high) / 2;
@@ -35,7 +35,7 @@ __device__ __forceinline__ int sequence_of_slot(const SequenceTable& table, int 
 
 /// Tile `number`; false if it has no queries.
 template <int kQueries>
-__device__ __forceinline__ bool find_tile(const ForwardParams& params, int number, Tile& tile) {
+__host__ __device__ inline bool find_tile(const ForwardParams& params, int number, Tile& tile) {
   const TileSchedule& schedule = params.schedule;
   const int bundle_tiles = schedule.bundle * schedule.num_blocks;
   const int first_head = number / bundle_tiles * schedule.bundle;
@@ -64,7 +64,7 @@ struct VisibleKeys {
   int begin, end;
 };
 
-__device__ __forceinline__ VisibleKeys visible_keys(const ForwardParams& params, const Tile& tile,
+__host__ __device__ inline VisibleKeys visible_keys(const ForwardParams& params, const Tile& tile,
                                                     int query) {
   if (!params.causal) return {0, tile.num_keys};
   const int end = tile.num_keys - tile.num_queries + query + 1;
@@ -78,7 +78,7 @@ struct StepRange {
 };
 
 template <int kQueries, int kKeys>
-__device__ __forceinline__ StepRange tile_steps(const ForwardParams& params, const Tile& tile) {
+__host__ __device__ inline StepRange tile_steps(const ForwardParams& params, const Tile& tile) {
   const int begin = visible_keys(params, tile, tile.first_query).begin;
   const int last_query = min(tile.first_query + kQueries, tile.num_queries) - 1;
   const int end = max((visible_keys(params, tile, last_query).end + kKeys - 1) / kKeys, 1);
