@@ -1,16 +1,12 @@
 // Barriers in shared memory (mbarrier), which count arrivals and the bytes of bulk copies, and the
 // sixteen named barriers of a block. One instruction per function; addresses are those of shared
-// memory (shared_address()).
+// memory (shared.cuh).
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 
 namespace parallax::cuda::ptx {
-
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
 
 /// A phase ends with `arrivals` arrivals and no bytes outstanding.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {

@@ -60,8 +60,13 @@ void launch_forward(const ForwardCall& call, const TileSchedule& schedule, void*
   const auto launch = [&](auto* kernel) {
     PLX_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         Config::kSharedBytes));
-    kernel<<<blocks, Config::kThreads, Config::kSharedBytes, stream>>>(maps, params);
-    PLX_CUDA_CHECK(cudaGetLastError());
+    const cudaLaunchConfig_t config{.gridDim = dim3(static_cast<unsigned>(blocks)),
+                                    .blockDim = dim3(Config::kThreads),
+                                    .dynamicSmemBytes = Config::kSharedBytes,
+                                    .stream = stream,
+                                    .attrs = nullptr,
+                                    .numAttrs = 0};
+    PLX_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, maps, params));
   };
   launch(&forward_kernel<Config, false>);
   launch(&forward_kernel<Config, true>);

@@ -4,6 +4,7 @@
 
 #include "cuda/device/ptx/barrier.cuh"
 #include "cuda/device/ptx/registers.cuh"
+#include "cuda/device/ptx/shared.cuh"
 #include "cuda/device/ptx/tma.cuh"
 #include "cuda/sm90/forward/tiles.cuh"
 
@@ -71,26 +72,21 @@ class SharedTiles {
   /// The tile of a query stage: written before full_query, read after it.
   __device__ __forceinline__ void store_tile(int stage, const Tile& tile) const {
     const uint32_t address = tile_address(stage);
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(tile.number),
-                 "r"(tile.head), "r"(tile.batch), "r"(tile.query_row)
-                 : "memory");
-    asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address + 16), "r"(tile.key_row),
-                 "r"(tile.first_query), "r"(tile.num_queries), "r"(tile.num_keys)
-                 : "memory");
+    ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
+    ptx::store_shared_int4(address + 16,
+                           {tile.key_row, tile.first_query, tile.num_queries, tile.num_keys});
   }
   __device__ __forceinline__ Tile load_tile(int stage) const {
-    const uint32_t address = tile_address(stage);
-    Tile tile;
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(tile.number), "=r"(tile.head), "=r"(tile.batch), "=r"(tile.query_row)
-                 : "r"(address)
-                 : "memory");
-    asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(tile.key_row), "=r"(tile.first_query), "=r"(tile.num_queries),
-                   "=r"(tile.num_keys)
-                 : "r"(address + 16)
-                 : "memory");
-    return tile;
+    const int4 first = ptx::load_shared_int4(tile_address(stage));
+    const int4 second = ptx::load_shared_int4(tile_address(stage) + 16);
+    return {.number = first.x,
+            .head = first.y,
+            .batch = first.z,
+            .query_row = first.w,
+            .key_row = second.x,
+            .first_query = second.y,
+            .num_queries = second.z,
+            .num_keys = second.w};
   }
 
  private:

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/device/ptx/barrier.cuh"
+#include "cuda/device/ptx/shared.cuh"
 #include "cuda/sm90/forward/results.cuh"
 
 namespace parallax::cuda::sm90 {
@@ -27,12 +28,9 @@ __device__ __forceinline__ void clear_not_finite(uint32_t values) {
   constexpr int kBarrier = 8;
   for (int word = static_cast<int>(threadIdx.x) - Config::kWarpgroup; word < Config::kKeyBytes / 4;
        word += kThreads) {
-    uint32_t pair;
-    asm volatile("ld.shared.b32 %0, [%1];" : "=r"(pair) : "r"(values + word * 4) : "memory");
+    const uint32_t pair = ptx::load_shared(values + word * 4);
     const uint32_t mask = not_finite_mask<typename Config::Element>(pair);
-    if (mask != 0)
-      asm volatile("st.shared.b32 [%0], %1;" ::"r"(values + word * 4), "r"(pair & ~mask)
-                   : "memory");
+    if (mask != 0) ptx::store_shared(values + word * 4, pair & ~mask);
   }
   ptx::fence_async_shared();
   ptx::named_barrier_sync(kBarrier, kThreads);
