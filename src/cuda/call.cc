@@ -9,28 +9,6 @@ namespace {
 
 constexpr int64_t kNoWindow = int64_t{1} << 40;
 
-/// [B, T, H, D], packed [T, H, D], or a paged cache [pages, page_size, H, D].
-template <typename Pointee>
-Operand<Pointee> operand_of(const BasicTensorView<Pointee>& view) {
-  if (!view.defined()) return {};
-  const bool packed = view.rank == 3;
-  return {.data = view.data,
-          .batch_stride = packed ? 0 : view.stride(0),
-          .token_stride = view.stride(packed ? 0 : 1),
-          .head_stride = view.stride(packed ? 1 : 2)};
-}
-
-/// [B, H, T] or packed [H, T].
-template <typename Number, typename Pointee>
-Statistic<Number> statistic_of(const BasicTensorView<Pointee>& view) {
-  if (!view.defined()) return {};
-  const bool packed = view.rank == 2;
-  return {.data = static_cast<Number*>(view.data),
-          .batch_stride = packed ? 0 : view.stride(0),
-          .token_stride = view.stride(packed ? 1 : 2),
-          .head_stride = view.stride(packed ? 0 : 1)};
-}
-
 const int32_t* index_data(const ConstTensorView& view) {
   return view.defined() ? static_cast<const int32_t*>(view.data) : nullptr;
 }

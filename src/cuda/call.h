@@ -25,6 +25,28 @@ struct Statistic {
   int64_t batch_stride, token_stride, head_stride;
 };
 
+/// Of a view [B, T, H, D], packed [T, H, D], or a paged cache [pages, page_size, H, D].
+template <typename Pointee>
+Operand<Pointee> operand_of(const BasicTensorView<Pointee>& view) {
+  if (!view.defined()) return {};
+  const bool packed = view.rank == 3;
+  return {.data = view.data,
+          .batch_stride = packed ? 0 : view.stride(0),
+          .token_stride = view.stride(packed ? 0 : 1),
+          .head_stride = view.stride(packed ? 1 : 2)};
+}
+
+/// Of a view [B, H, T] or packed [H, T].
+template <typename Number, typename Pointee>
+Statistic<Number> statistic_of(const BasicTensorView<Pointee>& view) {
+  if (!view.defined()) return {};
+  const bool packed = view.rank == 2;
+  return {.data = static_cast<Number*>(view.data),
+          .batch_stride = packed ? 0 : view.stride(0),
+          .token_stride = view.stride(packed ? 1 : 2),
+          .head_stride = view.stride(packed ? 0 : 1)};
+}
+
 /// How the rows of q and k make sequences.
 struct SequenceTable {
   int64_t num_sequences;

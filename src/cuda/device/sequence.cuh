@@ -1,4 +1,4 @@
-// One sequence of a call, and the keys that its queries see.
+// One sequence of a call, the keys that its queries see, and the queries that see a key.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -47,6 +47,22 @@ __host__ __device__ inline KeySpan visible_keys(const AttentionCall& call,
   const int64_t oldest = end - call.window;
   const int begin = static_cast<int>(max(static_cast<int64_t>(sequence.key_begin), oldest));
   return {begin, max(begin, end)};
+}
+
+struct QuerySpan {
+  int begin, end;  // begin <= end
+};
+
+/// The queries that see a key of key_begin .. key_end: visible_keys the other way round. Both ends
+/// grow with `key`.
+__device__ __forceinline__ QuerySpan visible_queries(const AttentionCall& call,
+                                                     const DeviceSequence& sequence, int key) {
+  const int64_t num_queries = sequence.num_queries;
+  if (!call.causal) return {0, sequence.num_queries};
+  const int64_t newest = num_queries - sequence.key_end + key;  // the query whose last key it is
+  const int64_t begin = min(max(newest, int64_t{0}), num_queries);
+  const int64_t end = min(max(newest + call.window, begin), num_queries);
+  return {static_cast<int>(begin), static_cast<int>(end)};
 }
 
 }  // namespace parallax::cuda
