@@ -24,7 +24,10 @@ void launch_backward(const BackwardCall& call, void* workspace, cudaStream_t str
 int64_t decode_workspace_bytes(const ForwardCall& call);
 void launch_decode(const ForwardCall& call, void* workspace, cudaStream_t stream);
 
-/// In float64, with the bits of the reference.
+/// In float64 with the operations of the reference; only exp and log are another library's. At most
+/// kMaxPartials partials, whose addresses and strides are the kernel's arguments (of 32764 bytes at
+/// most): there is no workspace that could hold more.
+inline constexpr int kMaxPartials = 240;
 void launch_merge(const MergeArgs& args, cudaStream_t stream);
 
 }  // namespace parallax::cuda::portable
