@@ -90,7 +90,13 @@ class PortableBackend final : public Backend {
   Support supports(const ForwardArgs& args) const override { return supports_tensor(args.q); }
   Support supports(const BackwardArgs& args) const override { return supports_tensor(args.q); }
   Support supports(const DecodeArgs& args) const override { return supports_tensor(args.q); }
-  Support supports(const MergeArgs& args) const override { return supports_tensor(args.out); }
+  Support supports(const MergeArgs& args) const override {
+    if (args.partials.size() > size_t{portable::kMaxPartials})
+      return Support::no("cuda_portable: " + std::to_string(args.partials.size()) +
+                         " partials are not built (at most " +
+                         std::to_string(portable::kMaxPartials) + ")");
+    return supports_tensor(args.out);
+  }
 
   int64_t workspace_bytes(const BackwardArgs& args) const override {
     return portable::backward_workspace_bytes(make_call(args));

@@ -172,8 +172,6 @@ void launch_merge(const MergeArgs& args, cudaStream_t stream) {
   // A short list is a short argument: every launch copies all of it.
   constexpr int kShort = 8;
   static_assert(sizeof(MergeCall<kMaxPartials>) <= 32764, "kernels take no larger arguments");
-  PLX_CHECK(args.partials.size() <= kMaxPartials, "cuda_portable: merge_states of ",
-            args.partials.size(), " partial results; one call takes at most ", kMaxPartials);
   if (args.partials.size() <= kShort)
     launch_merge_of<kShort>(args, stream);
   else
