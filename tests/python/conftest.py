@@ -29,3 +29,26 @@ def seed(request):
     print(f"seed {value}")
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(params=["default", "cuda_portable"])
+def cuda_backend(request, monkeypatch):
+    """The library's own choice, and the plain kernels. PLX_BACKEND is read at each call."""
+    if request.param == "default":
+        monkeypatch.delenv("PLX_BACKEND", raising=False)
+    else:
+        monkeypatch.setenv("PLX_BACKEND", request.param)
+    return request.param
+
+
+@pytest.fixture
+def poisoned_device_memory():
+    """As poisoned_memory, for CUDA, where PyTorch's own products would refuse: they warn."""
+    was_on = torch.are_deterministic_algorithms_enabled()
+    was_filling = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.isnan(torch.empty(64, device="cuda")).all()
+    yield
+    torch.use_deterministic_algorithms(was_on)
+    torch.utils.deterministic.fill_uninitialized_memory = was_filling
