@@ -41,13 +41,13 @@ struct TilePlace {
   int64_t first_row;
 };
 
-__device__ __forceinline__ int64_t first_slot(const TileSlots& slots, int sequence_idx) {
+__host__ __device__ inline int64_t first_slot(const TileSlots& slots, int sequence_idx) {
   const int64_t first_row =
       static_cast<int64_t>(slots.cu_seqlens[sequence_idx]) * slots.rows_per_token;
   return first_row / slots.tile_rows + sequence_idx;
 }
 
-__device__ __forceinline__ TilePlace tile_place(const TileSlots& slots, int64_t slot) {
+__host__ __device__ inline TilePlace tile_place(const TileSlots& slots, int64_t slot) {
   if (slots.cu_seqlens == nullptr)
     return {static_cast<int>(slot / slots.tiles_per_sequence),
             slot % slots.tiles_per_sequence * slots.tile_rows};

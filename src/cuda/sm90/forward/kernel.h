@@ -23,7 +23,7 @@ struct ForwardMaps {
 struct TileSchedule {
   int num_tiles;
   int num_heads;   // over which tiles are spread: B * Hq, or Hq of packed sequences
-  int num_blocks;  // of queries per head; packed: an upper bound (device/sequence.cuh)
+  int num_blocks;  // of queries per head; packed: slots (device/tile_slots.cuh)
   int bundle;      // heads
 };
 

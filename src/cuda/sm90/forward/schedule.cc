@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/sm90/forward/schedule.h"
 
+#include "cuda/device/tile_slots.cuh"
+
 namespace parallax::cuda::sm90 {
 namespace {
 
@@ -10,11 +12,13 @@ int64_t num_heads(const AttentionCall& call) {
   return is_packed(call) ? call.num_heads_q : call.sequences.num_sequences * call.num_heads_q;
 }
 
-/// Packed: sequence i of N has the slots from cu_seqlens_q[i] / queries + i on.
+/// Of each head; packed: the slots of all sequences.
 int64_t num_blocks(const AttentionCall& call, const ForwardTile& tile) {
   const SequenceTable& table = call.sequences;
-  if (is_packed(call)) return table.num_queries / tile.queries + table.num_sequences;
-  return (table.num_queries + tile.queries - 1) / tile.queries;
+  const int64_t num_sequences = is_packed(call) ? table.num_sequences : 1;
+  return make_tile_slots(table.cu_seqlens_q, num_sequences, table.num_queries,
+                         /*rows_per_token=*/1, tile.queries)
+      .count;
 }
 
 /// Heads whose keys and values stay in the second-level cache while their tiles are computed.

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/device/sequence.cuh"
+#include "cuda/device/tile_slots.cuh"
 #include "cuda/sm90/forward/kernel.h"
 
 namespace parallax::cuda::sm90 {
@@ -18,21 +19,6 @@ struct alignas(16) Tile {
   int num_queries, num_keys;  // of the sequence
 };
 
-/// The sequence and block of a slot of packed queries. Sequence i has the slots from
-/// cu_seqlens_q[i] / kQueries + i on, which leaves it enough of them; some slots stay empty.
-template <int kQueries>
-__host__ __device__ inline int sequence_of_slot(const SequenceTable& table, int slot) {
-  int low = 0, high = static_cast<int>(table.num_sequences);
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (table.cu_seqlens_q[middle] / kQueries + middle <= slot)
-      low = middle;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 /// Tile `number`; false if it has no queries.
 template <int kQueries>
 __host__ __device__ inline bool find_tile(const ForwardParams& params, int number, Tile& tile) {
@@ -45,7 +31,15 @@ __host__ __device__ inline bool find_tile(const ForwardParams& params, int numbe
   const int head = first_head + rest % width;
   const SequenceTable& table = params.sequences;
   const bool packed = table.cu_seqlens_q != nullptr;
-  const int idx = packed ? sequence_of_slot<kQueries>(table, block) : head / params.num_heads_q;
+  const TileSlots slots{.cu_seqlens = table.cu_seqlens_q,
+                        .num_sequences = table.num_sequences,
+                        .tiles_per_sequence = schedule.num_blocks,
+                        .rows_per_token = 1,
+                        .tile_rows = kQueries,
+                        .count = 0};
+  // Dense: the blocks of one head are slots of one sequence.
+  const TilePlace place = tile_place(slots, block);
+  const int idx = packed ? place.sequence_idx : head / params.num_heads_q;
   const DeviceSequence sequence = device_sequence(table, idx);
   tile.number = number;
   tile.head = packed ? head : head % params.num_heads_q;
@@ -54,8 +48,7 @@ __host__ __device__ inline bool find_tile(const ForwardParams& params, int numbe
   tile.key_row = static_cast<int>(sequence.key_row);
   tile.num_queries = sequence.num_queries;
   tile.num_keys = sequence.key_end;
-  tile.first_query =
-      (packed ? block - (table.cu_seqlens_q[idx] / kQueries + idx) : block) * kQueries;
+  tile.first_query = static_cast<int>(place.first_row);
   return tile.first_query < tile.num_queries;
 }
 
