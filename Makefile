@@ -16,7 +16,7 @@ help:
 	@echo "make build    build everything"
 	@echo "make format   format all sources"
 	@echo "make lint     check format, warnings, lengths and layering"
-	@echo "make cuda     compile the CUDA backends and their tests, if nvcc is there"
+	@echo "make cuda     compile the CUDA backends and run what needs no GPU, if nvcc is there"
 	@echo "make sanitize run the kernel tests under ASan, UBSan and TSan"
 	@echo "make ci       lint, test, test-slow, sanitize: what continuous integration runs"
 
@@ -51,7 +51,8 @@ lint: setup
 
 cuda: setup
 	@if command -v nvcc > /dev/null; then \
-	  cmake --preset cuda-kernels && cmake --build --preset cuda-kernels --parallel $(JOBS); \
+	  cmake --preset cuda-kernels && cmake --build --preset cuda-kernels --parallel $(JOBS) && \
+	  ctest --test-dir build/cuda-kernels --output-on-failure --label-regex 'gpu|emulation' --parallel $(JOBS); \
 	else \
 	  echo "make cuda: SKIPPED, there is no nvcc in PATH"; \
 	fi

@@ -1,0 +1,34 @@
+// ptx/registers.cuh, emulated.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+namespace parallax::cuda::ptx {
+
+template <int kRegisters>
+void shrink_registers() {}
+template <int kRegisters>
+void grow_registers() {}
+
+template <typename Element>
+uint32_t pack_pair(float low, float high) {
+  Element pair[2];
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>)
+    pair[0] = __float2bfloat16_rn(low), pair[1] = __float2bfloat16_rn(high);
+  else
+    pair[0] = __float2half_rn(low), pair[1] = __float2half_rn(high);
+  uint32_t word;
+  std::memcpy(&word, pair, sizeof word);
+  return word;
+}
+
+inline float exp2_approximate(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
+
+}  // namespace parallax::cuda::ptx
