@@ -43,38 +43,35 @@ std::string describe(const MergeArgs& args) {
          core::shape_text(args.out) + " " + std::string(name(args.out.dtype));
 }
 
-/// PLX_BACKEND's value names this backend, or the family it belongs to.
-bool is_named(const Backend& backend, std::string_view wanted) {
+/// `wanted`, the value of PLX_BACKEND, names this backend or the family it belongs to. Empty: any.
+bool is_candidate(const Backend& backend, std::string_view wanted) {
   const std::string_view name = backend.name();
-  return name == wanted ||
+  return wanted.empty() || name == wanted ||
          (name.starts_with(wanted) && name.substr(wanted.size()).starts_with('_'));
 }
 
-std::vector<const Backend*> candidates(std::string_view wanted) {
-  std::vector<const Backend*> found;
+std::string backend_names() {
   std::string names;
-  for (const Backend* backend : backends()) {
-    if (wanted.empty() || is_named(*backend, wanted)) found.push_back(backend);
-    names.append(" ").append(backend->name());
-  }
-  PLX_CHECK(!found.empty(), core::env_name(core::Env::kBackend), " names the backend '", wanted,
-            "', which this build does not have; backends:", names);
-  return found;
+  for (const Backend* backend : backends()) names.append(" ").append(backend->name());
+  return names;
 }
 
-/// `refusals` receives one line for every backend that came before the choice.
+/// `refusals` receives one line for every candidate that came before the choice.
 template <typename Args>
 const Backend& first_backend(const Args& args, std::string_view wanted, std::string& refusals) {
-  std::string reason;
-  for (const Backend* backend : candidates(wanted)) {
+  int num_refusals = 0;
+  for (const Backend* backend : backends()) {
+    if (!is_candidate(*backend, wanted)) continue;
     const Support support = backend->supports(args);
     if (support.ok) return *backend;
     refusals.append("\n  ").append(support.reason);
-    reason = support.reason;
+    ++num_refusals;
   }
+  PLX_CHECK(num_refusals > 0, core::env_name(core::Env::kBackend), " names the backend '", wanted,
+            "', which this build does not have; backends:", backend_names());
   PLX_CHECK(wanted.empty(), describe(args), ": ", core::env_name(core::Env::kBackend),
             " forces the backend '", wanted,
-            "', which cannot run it:", candidates(wanted).size() == 1 ? " " + reason : refusals);
+            "', which cannot run it:", num_refusals == 1 ? " " + refusals.substr(3) : refusals);
   PLX_FAIL(describe(args), ": no backend supports this call:", refusals);
 }
 
