@@ -14,8 +14,7 @@ DeviceInfo ask(int index) {
   return {.name = properties.name,
           .compute_capability = 10 * properties.major + properties.minor,
           .num_multiprocessors = properties.multiProcessorCount,
-          .l2_bytes = properties.l2CacheSize,
-          .memory_bytes = static_cast<int64_t>(properties.totalGlobalMem)};
+          .l2_bytes = properties.l2CacheSize};
 }
 
 const std::vector<DeviceInfo>& devices() {

@@ -14,7 +14,6 @@ struct DeviceInfo {
   int compute_capability;  // 10 major + minor: 90
   int num_multiprocessors;
   int64_t l2_bytes;
-  int64_t memory_bytes;
 };
 
 /// 0 without a device or a driver.

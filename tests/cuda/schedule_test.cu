@@ -12,7 +12,7 @@ namespace parallax::cuda::sm90 {
 namespace {
 
 constexpr int kQueries = 64, kKeys = 128;
-constexpr ForwardTile kTile = {.queries = kQueries, .keys = kKeys, .warps = 8};
+constexpr ForwardTile kTile = {.queries = kQueries, .warps = 8};
 
 struct Lengths {
   int num_queries, num_keys;
@@ -53,11 +53,7 @@ struct Case {
 void check_tiles(Case c, int64_t l2_bytes) {
   const AttentionCall call = c.call();
   ForwardParams params{};
-  params.sequences = call.sequences;
-  params.num_heads_q = call.num_heads_q;
-  params.group = call.group;
-  params.causal = call.causal;
-  params.window = call.window;
+  params.call.attention = call;
   params.schedule = make_schedule(call, kTile, l2_bytes);
   const int num_sequences = static_cast<int>(c.sequences.size());
   std::vector<std::vector<int>> counts(static_cast<size_t>(num_sequences * c.heads));
@@ -83,7 +79,7 @@ void check_tiles(Case c, int64_t l2_bytes) {
     for (int query = tile.first_query;
          query < std::min(tile.first_query + kQueries, tile.num_queries); ++query) {
       ++counts[sequence * c.heads + tile.head][query];
-      const VisibleKeys keys = visible_keys(params, tile, query);
+      const KeySpan keys = visible_keys(params, tile, query);
       if (keys.begin >= keys.end) continue;
       first_seen = std::min(first_seen, keys.begin);
       end_seen = std::max(end_seen, keys.end);
@@ -126,11 +122,7 @@ TEST(ForwardSchedule, LastQueriesComeFirstWithinABundle) {
   Case c{.sequences = {{1024, 1024}}, .packed = false};
   const AttentionCall call = c.call();
   ForwardParams params{};
-  params.sequences = call.sequences;
-  params.num_heads_q = call.num_heads_q;
-  params.group = call.group;
-  params.causal = true;
-  params.window = call.window;
+  params.call.attention = call;
   params.schedule = make_schedule(call, kTile, int64_t{50} << 20);
   ASSERT_EQ(params.schedule.bundle, 4);
   int previous = 1024;

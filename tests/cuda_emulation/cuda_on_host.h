@@ -64,10 +64,10 @@ inline int max(int a, int b) { return std::max(a, b); }
 inline int64_t min(int64_t a, int64_t b) { return std::min(a, b); }
 inline int64_t max(int64_t a, int64_t b) { return std::max(a, b); }
 
-template <typename... Parameters>
-cudaError_t cudaFuncSetAttribute(void (*)(Parameters...), cudaFuncAttribute, int) {
-  return cudaSuccess;
-}
+#define cudaFuncSetAttribute emulated_attribute
+inline cudaError_t emulated_attribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+#define cudaGetLastError emulated_last_error
+inline cudaError_t emulated_last_error() { return cudaSuccess; }
 #define cudaMemsetAsync emulated_memset
 inline cudaError_t emulated_memset(void* target, int value, size_t bytes, cudaStream_t) {
   std::memset(target, value, bytes);

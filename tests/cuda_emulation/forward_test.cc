@@ -45,11 +45,8 @@ ForwardTensors run_emulated(const AttentionInputs& inputs, Outputs outputs) {
   if (!support.ok) return result;
   std::vector<uint32_t> workspace(
       static_cast<size_t>(cuda::sm90::forward_workspace_bytes(call)) / 4, 0xffffffffu);
-  const cuda::DeviceInfo device{.name = "emulated",
-                                .compute_capability = 90,
-                                .num_multiprocessors = 3,
-                                .l2_bytes = 50 << 20,
-                                .memory_bytes = 0};
+  const cuda::DeviceInfo device{
+      .name = "emulated", .compute_capability = 90, .num_multiprocessors = 3, .l2_bytes = 50 << 20};
   cuda::sm90::launch_forward(call, device, workspace.data(), nullptr);
   expect_guards_intact(result);
   return result;

@@ -104,8 +104,8 @@ class Consumer {
     const int query = first_query + threadIdx.x / 32 % 4 * 8 + threadIdx.x % 32 / 4;
     visible_ = visible_keys(params_, tile, query);
     // Steps that every query of this warpgroup sees whole.
-    const VisibleKeys oldest = visible_keys(params_, tile, first_query);
-    const VisibleKeys newest = visible_keys(params_, tile, first_query + Config::kGroupQueries - 1);
+    const KeySpan oldest = visible_keys(params_, tile, first_query);
+    const KeySpan newest = visible_keys(params_, tile, first_query + Config::kGroupQueries - 1);
     whole_.first = (newest.begin + kKeys - 1) / kKeys;
     whole_.end = oldest.end / kKeys;
     row_ = {.tile = tile.number,
@@ -212,7 +212,7 @@ class Consumer {
   }
 
   /// Of this thread's scores: the visible keys, counted from its first column of the step.
-  __device__ __forceinline__ VisibleKeys row_span() const {
+  __device__ __forceinline__ KeySpan row_span() const {
     const int first = step_ * kKeys + threadIdx.x % 4 * 2;
     return {visible_.begin - first, visible_.end - first};
   }
@@ -238,7 +238,7 @@ class Consumer {
   Ring<Config::kStages> keys_;  // of the newest scores; values follow a step behind
   int step_ = 0, first_step_ = 0;
   StepRange whole_{};
-  VisibleKeys visible_{};
+  KeySpan visible_{};
   ResultRow row_{};
   RowState state_{};
   float sums_[kHeadDim / 2];     // O1 and O2

@@ -7,7 +7,6 @@
 
 #include "cuda/sm90/forward/instance.h"
 #include "cuda/sm90/forward/schedule.h"
-#include "cuda/tensor_map.h"
 
 namespace parallax::cuda::sm90 {
 namespace {
@@ -33,15 +32,8 @@ Support refuse(const std::string& why) { return Support::no("cuda_sm90 forward: 
 /// The copy engine's and the 16-byte stores' conditions.
 Support supports_memory(const ForwardCall& call) {
   const AttentionCall& attention = call.attention;
-  const SequenceTable& table = attention.sequences;
-  const MapShape queries{.head_dim = attention.head_dim,
-                         .num_tokens = table.num_queries,
-                         .num_heads = attention.num_heads_q,
-                         .num_batches = num_batches(attention),
-                         .box_tokens = 8};
-  MapShape keys = queries;
-  keys.num_tokens = table.num_keys;
-  keys.num_heads = attention.num_heads_kv;
+  const MapShape queries = query_map_shape(attention);
+  const MapShape keys = key_map_shape(attention, /*box_tokens=*/1);
   const auto constant = [](const Operand<void>& operand) -> Operand<const void> {
     return {operand.data, operand.batch_stride, operand.token_stride, operand.head_stride};
   };

@@ -35,14 +35,8 @@ struct ForwardWorkspace {
 };
 
 struct ForwardParams {
-  SequenceTable sequences;
-  int num_heads_q, group;
+  ForwardCall call;
   float scale_log2;  // softmax_scale times log2 e
-  bool causal;
-  int64_t window;
-  Operand<const void> v;  // read by the repair
-  Operand<void> out, out_softmax;
-  Statistic<float> lse, t_mean;
   TileSchedule schedule;
   ForwardWorkspace* workspace;
   /// Tiles with a NaN or an infinity among their results, once for each warp that found one.

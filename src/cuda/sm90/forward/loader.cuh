@@ -203,7 +203,7 @@ __device__ __forceinline__ void load_keys(const ForwardMaps& maps, const Forward
       const int stage = ring.stage;
       const ptx::BoxOrigin origin{.column = 0,
                                   .token = tile.key_row + step * Config::kKeys,
-                                  .head = tile.head / params.group,
+                                  .head = tile.head / params.call.attention.group,
                                   .batch = tile.batch};
       ptx::barrier_wait(shared.empty_key(stage), ring.parity ^ 1);
       load(maps.k, shared.key(stage), shared.full_key(stage), origin);

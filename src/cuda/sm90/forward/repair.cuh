@@ -39,15 +39,15 @@ __device__ __forceinline__ void clear_not_finite(uint32_t values) {
 /// Puts NaNs where the query sees values that were cleared.
 template <class Config>
 __device__ __forceinline__ void add_not_finite(const ForwardParams& params, const ResultRow& row,
-                                               VisibleKeys visible,
+                                               KeySpan visible,
                                                float (&sums)[Config::kHeadDim / 2]) {
   using Element = typename Config::Element;
   if (row.token < 0) return;
-  const Operand<const void>& v = params.v;
+  const Operand<const void>& v = params.call.attention.v;
   for (int key = visible.begin; key < visible.end; ++key) {
     const Element* const value = static_cast<const Element*>(v.data) + row.batch * v.batch_stride +
                                  (row.key_row + key) * v.token_stride +
-                                 row.head / params.group * v.head_stride;
+                                 row.head / params.call.attention.group * v.head_stride;
     const auto* const pairs = reinterpret_cast<const uint32_t*>(value) + threadIdx.x % 4;
 #pragma unroll
     for (int b = 0; b < Config::kHeadDim / 8; ++b) {

@@ -47,9 +47,9 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
   const float t_offset = __fmul_rn(quad_sum(state.t_sum), inverse);  // mean of t less the centre
   const bool exists = row.token >= 0;
   const int lane = threadIdx.x % 4;
-  auto* const out = static_cast<uint4*>(row_address<Config>(params.out, row)) + lane;
+  auto* const out = static_cast<uint4*>(row_address<Config>(params.call.out, row)) + lane;
   auto* const out_softmax =
-      static_cast<uint4*>(row_address<Config>(params.out_softmax, row)) + lane;
+      static_cast<uint4*>(row_address<Config>(params.call.out_softmax, row)) + lane;
   float finite = 0.0f;  // a NaN if a result is not
 #pragma unroll
   for (int part = 0; part < Config::kHeadDim / 32; ++part) {
@@ -66,7 +66,7 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
     }
     const uint4 packed = transpose_quad(words);
     if (exists) out[part * 4] = packed;
-    if (params.out_softmax.data != nullptr) {
+    if (params.call.out_softmax.data != nullptr) {
       const uint4 packed_softmax = transpose_quad(softmax_words);
       if (exists) out_softmax[part * 4] = packed_softmax;
     }
@@ -77,8 +77,8 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
                    row.head * statistic.head_stride] = value;
   };
   const float reference = __fmul_rn(state.max, params.scale_log2);  // of the weights
-  write(params.lse, weight > 0.0f ? (reference + log2f(weight)) * kLn2 : -INFINITY);
-  write(params.t_mean, weight > 0.0f ? state.centre + t_offset : 0.0f);
+  write(params.call.lse, weight > 0.0f ? (reference + log2f(weight)) * kLn2 : -INFINITY);
+  write(params.call.t_mean, weight > 0.0f ? state.centre + t_offset : 0.0f);
   return __any_sync(~0u, exists && finite != 0.0f);
 }
 

@@ -35,7 +35,7 @@ __device__ __forceinline__ float quad_max(float x) {
 
 /// Hidden keys get s = -inf and t = 0; what their numbers hold does not matter.
 template <class Config>
-__device__ __forceinline__ void hide_keys(float (&scores)[Config::kKeys / 2], VisibleKeys span) {
+__device__ __forceinline__ void hide_keys(float (&scores)[Config::kKeys / 2], KeySpan span) {
 #pragma unroll
   for (int b = 0; b < Config::kKeys / 8; ++b)
 #pragma unroll
@@ -73,9 +73,8 @@ __device__ __forceinline__ void renew_centre(const float (&scores)[Config::kKeys
 
 /// scores: s becomes w; t stays. `span` is used if kMasked.
 template <class Config, bool kMasked>
-__device__ __forceinline__ void softmax_weights(float (&scores)[Config::kKeys / 2],
-                                                VisibleKeys span, float scale_log2,
-                                                RowState& state) {
+__device__ __forceinline__ void softmax_weights(float (&scores)[Config::kKeys / 2], KeySpan span,
+                                                float scale_log2, RowState& state) {
   if constexpr (kMasked) hide_keys<Config>(scores, span);
   float largest = fmaxf(scores[0], scores[1]);
 #pragma unroll

@@ -29,7 +29,8 @@ __host__ __device__ inline bool find_tile(const ForwardParams& params, int numbe
   const int width = min(schedule.bundle, schedule.num_heads - first_head);
   const int block = schedule.num_blocks - 1 - rest / width;
   const int head = first_head + rest % width;
-  const SequenceTable& table = params.sequences;
+  const SequenceTable& table = params.call.attention.sequences;
+  const int num_heads_q = params.call.attention.num_heads_q;
   const bool packed = table.cu_seqlens_q != nullptr;
   const TileSlots slots{.cu_seqlens = table.cu_seqlens_q,
                         .num_sequences = table.num_sequences,
@@ -39,10 +40,10 @@ __host__ __device__ inline bool find_tile(const ForwardParams& params, int numbe
                         .count = 0};
   // Dense: the blocks of one head are slots of one sequence.
   const TilePlace place = tile_place(slots, block);
-  const int idx = packed ? place.sequence_idx : head / params.num_heads_q;
+  const int idx = packed ? place.sequence_idx : head / num_heads_q;
   const DeviceSequence sequence = device_sequence(table, idx);
   tile.number = number;
-  tile.head = packed ? head : head % params.num_heads_q;
+  tile.head = packed ? head : head % num_heads_q;
   tile.batch = packed ? 0 : idx;
   tile.query_row = static_cast<int>(sequence.query_row);
   tile.key_row = static_cast<int>(sequence.key_row);
@@ -52,17 +53,16 @@ __host__ __device__ inline bool find_tile(const ForwardParams& params, int numbe
   return tile.first_query < tile.num_queries;
 }
 
-/// The keys that one query sees: [begin, end), perhaps empty.
-struct VisibleKeys {
-  int begin, end;
-};
-
-__host__ __device__ inline VisibleKeys visible_keys(const ForwardParams& params, const Tile& tile,
-                                                    int query) {
-  if (!params.causal) return {0, tile.num_keys};
-  const int end = tile.num_keys - tile.num_queries + query + 1;
-  const int64_t oldest = end - params.window;
-  return {static_cast<int>(max(oldest, int64_t{0})), min(max(end, 0), tile.num_keys)};
+/// The keys that one query of the tile's sequence sees.
+__host__ __device__ inline KeySpan visible_keys(const ForwardParams& params, const Tile& tile,
+                                                int query) {
+  const DeviceSequence sequence{.batch = tile.batch,
+                                .query_row = tile.query_row,
+                                .key_row = tile.key_row,
+                                .num_queries = tile.num_queries,
+                                .key_begin = 0,
+                                .key_end = tile.num_keys};
+  return visible_keys(params.call.attention, sequence, query);
 }
 
 /// Steps of kKeys keys, [first, end); at least one, so that there always is a result to write.
