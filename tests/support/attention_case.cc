@@ -8,7 +8,6 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "core/validate.h"
 #include "support/cpu_backends.h"
 #include "support/cuda_backends.h"
 #include "support/placement.h"
@@ -100,19 +99,6 @@ std::vector<double> canonical_stats(const HostTensor& tensor) {
   std::vector<double> values(static_cast<size_t>(tensor.num_elements()));
   for_each_stat(tensor.sizes(), [&](int64_t idx, size_t row) { values[row] = tensor.get(idx); });
   return values;
-}
-
-template <typename Args>
-void run_call(const Backend& backend, Args args, Placement& placement) {
-  core::validate(args);
-  const Support support = backend.supports(args);
-  ASSERT_TRUE(support.ok) << support.reason;
-  args.execution = placement.execution(backend.workspace_bytes(args));
-  if constexpr (std::is_same_v<Args, ForwardArgs>)
-    backend.forward(args);
-  else
-    backend.backward(args);
-  placement.finish();
 }
 
 void expect_guards(const char* tensor, const HostTensor& value) {
@@ -266,7 +252,7 @@ ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs
                          .out_softmax = placement.output(result.out_softmax),
                          .lse = placement.output(result.lse),
                          .t_mean = placement.output(result.t_mean)};
-  run_call(backend, args, placement);
+  run_placed(backend, args, placement);
   expect_guards_intact(result);
   return result;
 }
@@ -301,7 +287,7 @@ GradientTensors run_backward(const Backend& backend, const AttentionInputs& inpu
                           .dr = placement.output(result.dr),
                           .dk = placement.output(result.dk),
                           .dv = placement.output(result.dv)};
-  run_call(backend, args, placement);
+  run_placed(backend, args, placement);
   expect_guards("dq", result.dq);
   expect_guards("dr", result.dr);
   expect_guards("dk", result.dk);

@@ -7,7 +7,6 @@
 #include <numeric>
 #include <sstream>
 
-#include "core/validate.h"
 #include "support/placement.h"
 
 namespace parallax::testing {
@@ -143,26 +142,20 @@ ForwardTensors run_decode(const Backend& backend, const DecodeInputs& inputs) {
   ForwardTensors result = poisoned_outputs(inputs.description.dtype, inputs.description.layout,
                                            query_sizes(inputs), stat_sizes(inputs));
   Placement placement(backend);
-  DecodeArgs args{.q = placement.input(inputs.q),
-                  .r = placement.input(inputs.r),
-                  .k_cache = placement.input(inputs.k_cache),
-                  .v_cache = placement.input(inputs.v_cache),
-                  .cache_starts = placement.input(inputs.cache_starts),
-                  .cache_seqlens = placement.input(inputs.cache_seqlens),
-                  .cu_seqlens_q = placement.input(inputs.cu_seqlens_q),
-                  .page_table = placement.input(inputs.page_table),
-                  .options = inputs.problem.options,
-                  .out = placement.output(result.out),
-                  .out_softmax = placement.output(result.out_softmax),
-                  .lse = placement.output(result.lse),
-                  .t_mean = placement.output(result.t_mean)};
-  core::validate(args);
-  const Support support = backend.supports(args);
-  EXPECT_TRUE(support.ok) << support.reason;
-  if (!support.ok) return result;
-  args.execution = placement.execution(backend.workspace_bytes(args));
-  backend.decode(args);
-  placement.finish();
+  const DecodeArgs args{.q = placement.input(inputs.q),
+                        .r = placement.input(inputs.r),
+                        .k_cache = placement.input(inputs.k_cache),
+                        .v_cache = placement.input(inputs.v_cache),
+                        .cache_starts = placement.input(inputs.cache_starts),
+                        .cache_seqlens = placement.input(inputs.cache_seqlens),
+                        .cu_seqlens_q = placement.input(inputs.cu_seqlens_q),
+                        .page_table = placement.input(inputs.page_table),
+                        .options = inputs.problem.options,
+                        .out = placement.output(result.out),
+                        .out_softmax = placement.output(result.out_softmax),
+                        .lse = placement.output(result.lse),
+                        .t_mean = placement.output(result.t_mean)};
+  run_placed(backend, args, placement);
   expect_guards_intact(result);
   return result;
 }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/placement.h"
 
+#include <gtest/gtest.h>
+
+#include "core/validate.h"
+
 #ifdef PLX_CUDA
 #include <cuda_runtime.h>
 
@@ -102,5 +106,29 @@ void Placement::finish() {}
 #endif
 
 Placement::~Placement() = default;
+
+namespace {
+
+template <typename Args, typename Run>
+void run_if_supported(const Backend& backend, Args& args, Placement& placement, const Run& run) {
+  core::validate(args);
+  const Support support = backend.supports(args);
+  ASSERT_TRUE(support.ok) << support.reason;
+  args.execution = placement.execution(backend.workspace_bytes(args));
+  run();
+  placement.finish();
+}
+
+}  // namespace
+
+void run_placed(const Backend& backend, ForwardArgs args, Placement& placement) {
+  run_if_supported(backend, args, placement, [&] { backend.forward(args); });
+}
+void run_placed(const Backend& backend, BackwardArgs args, Placement& placement) {
+  run_if_supported(backend, args, placement, [&] { backend.backward(args); });
+}
+void run_placed(const Backend& backend, DecodeArgs args, Placement& placement) {
+  run_if_supported(backend, args, placement, [&] { backend.decode(args); });
+}
 
 }  // namespace parallax::testing
