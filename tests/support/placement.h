@@ -29,8 +29,8 @@ class Placement {
   std::unique_ptr<DeviceTensors> device_;  // null on the CPU
 };
 
-/// Validates, checks supports(), and runs a call of placed tensors; its outputs are then back. Fails
-/// the test if the backend refuses.
+/// Validates, checks supports(), and runs a call of placed tensors; its outputs are then back.
+/// Fails the test if the backend refuses.
 void run_placed(const Backend& backend, ForwardArgs args, Placement& placement);
 void run_placed(const Backend& backend, BackwardArgs args, Placement& placement);
 void run_placed(const Backend& backend, DecodeArgs args, Placement& placement);
