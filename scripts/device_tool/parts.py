@@ -86,6 +86,7 @@ class Part:
         self.status = "not run"  # passed, failed, timeout, stopped
         self.seconds = 0.0
         self.details = ""
+        self.is_ending = False  # its limit was reached, or it was stopped
         self._next_progress = 0.0
 
     def prepare(self) -> None:
@@ -162,6 +163,7 @@ class Part:
         except subprocess.TimeoutExpired:
             self.status, self.details = "timeout", f"ended after {timeout:g} s"
         finally:
+            self.is_ending = True
             end_group(process)  # also what a command that has ended left in its group
             reader.join(GRACE_SECONDS)
         if self.status == "failed":

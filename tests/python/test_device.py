@@ -323,6 +323,25 @@ def test_nothing_runs_after_cmake_has_failed(tree, tmp_path):
     assert parts["tests quick"]["details"] == "configure failed"
 
 
+# A CTest that outlives its last case by a moment, as the real one does now and then.
+SLOW_CTEST = """
+trap 'echo "2/2 Test #2: other.Hangs ....***Exception: Interrupt  1.00 sec"; exit 8' INT
+echo "1/2 Test #1: other.Fails ....***Failed  0.01 sec"
+sleep 60 & wait
+"""
+
+
+def test_a_case_that_ends_with_its_part_is_no_result(tree, tmp_path):
+    (tmp_path / "ctest").write_text(f"#!/bin/sh\n{SLOW_CTEST}")
+    (tmp_path / "ctest").chmod(0o755)
+    selection = ("--targets", "small_test", "--tests", "-R other", "--tests-timeout", "1.5")
+    path = f"{tmp_path}:{tree.environment['PATH']}"
+    tree.run(tmp_path, *selection, PATH=path)
+    assert parts_of(tmp_path)["tests -R other"]["details"] == "1 failed; ended after 1.5 s"
+    (test,) = lines_of(tmp_path / "tests.jsonl")
+    assert (test["name"], test["status"]) == ("other.Fails", "failed")
+
+
 def test_sigterm_ends_a_run_and_keeps_its_results(tree, tmp_path):
     tests = ("--targets", "small_test", "--tests", "Hangs", "--tests", "Passes")
     arguments = ("--output", tmp_path, "--python", sys.executable, *tests)
