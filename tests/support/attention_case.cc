@@ -8,8 +8,6 @@
 #include <cstdlib>
 #include <sstream>
 
-#include "support/cpu_backends.h"
-#include "support/cuda_backends.h"
 #include "support/placement.h"
 
 namespace parallax::testing {
@@ -307,20 +305,6 @@ GradientValues values_of(const GradientTensors& tensors) {
           .dr = tensors.dr.values(),
           .dk = tensors.dk.values(),
           .dv = tensors.dv.values()};
-}
-
-const std::vector<TestedBackend>& tested_backends() {
-  static const std::vector<TestedBackend> list = [] {
-    std::vector<TestedBackend> result;
-    for (const Backend* backend : backends())
-      if (backend->device_type() == DeviceType::kCpu)
-        result.push_back({std::string(backend->name()), backend});
-    for (const Backend* backend : std::span(cpu_backends()).subspan(1))
-      result.push_back({backend->description(), backend});
-    result.insert(result.end(), cuda_backends().begin(), cuda_backends().end());
-    return result;
-  }();
-  return list;
 }
 
 int64_t sanitizer_length(int64_t length) {
