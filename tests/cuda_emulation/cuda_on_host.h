@@ -39,7 +39,9 @@ Number exchanged(Number value, int source, parallax::emulation::Source kind) {
 }
 
 inline void __syncthreads() { parallax::emulation::sync_threads(); }
-inline void __syncwarp() { exchanged(0, 0, parallax::emulation::Source::kXor); }
+inline void __syncwarp(unsigned /*mask*/ = ~0u) {
+  exchanged(0, 0, parallax::emulation::Source::kXor);
+}
 template <typename Number>
 Number __shfl_xor_sync(unsigned /*mask*/, Number value, int lanes) {
   return exchanged(value, lanes, parallax::emulation::Source::kXor);
@@ -53,7 +55,10 @@ inline bool __any_sync(unsigned mask, bool value) {
   for (int lanes = 1; lanes < 32; lanes *= 2) any |= __shfl_xor_sync(mask, any, lanes);
   return any != 0;
 }
-inline float __fmul_rn(float a, float b) { return a * b; }  // built without contraction
+// The kernels are built without contraction.
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __dadd_rn(double a, double b) { return a + b; }
 inline unsigned atomicAdd(unsigned* target, unsigned value) {
   const unsigned old = *target;
   *target += value;
@@ -64,21 +69,14 @@ inline int max(int a, int b) { return std::max(a, b); }
 inline int64_t min(int64_t a, int64_t b) { return std::min(a, b); }
 inline int64_t max(int64_t a, int64_t b) { return std::max(a, b); }
 
-#define cudaFuncSetAttribute emulated_attribute
-inline cudaError_t emulated_attribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
-#define cudaGetLastError emulated_last_error
-inline cudaError_t emulated_last_error() { return cudaSuccess; }
-#define cudaMemsetAsync emulated_memset
-inline cudaError_t emulated_memset(void* target, int value, size_t bytes, cudaStream_t) {
-  std::memset(target, value, bytes);
-  return cudaSuccess;
-}
 #define cudaLaunchKernelEx emulated_launch
 template <typename... Parameters, typename... Arguments>
 cudaError_t emulated_launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                             const Arguments&... arguments) {
-  parallax::emulation::launch(
-      {config->gridDim.x, config->blockDim.x, static_cast<unsigned>(config->dynamicSmemBytes)},
-      [&] { kernel(arguments...); });
+  parallax::emulation::launch({.blocks_x = config->gridDim.x,
+                               .blocks_y = config->gridDim.y,
+                               .threads = config->blockDim.x,
+                               .shared_bytes = static_cast<unsigned>(config->dynamicSmemBytes)},
+                              [&] { kernel(arguments...); });
   return cudaSuccess;
 }

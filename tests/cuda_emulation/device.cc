@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda_emulation/device.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -13,20 +14,22 @@
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
-namespace parallax::cuda::sm90 {
-// The kernels' `extern __shared__` array. 227 KB, and some more to see writes beyond.
-alignas(1024) char shared_memory[240 * 1024];
-}  // namespace parallax::cuda::sm90
+// The kernels' `extern __shared__` arrays, all one memory: 227 KB, and some more to see writes
+// beyond. The second name is that of arrays in unnamed namespaces, which no declaration can define.
+extern "C" {
+alignas(1024) char parallax_shared_memory[240 * 1024];
+extern char sm90_array[] asm("_ZN8parallax4cuda4sm9013shared_memoryE")
+    __attribute__((alias("parallax_shared_memory")));
+extern char portable_array[] asm("_ZN8parallax4cuda8portable12_GLOBAL__N_113shared_memoryE")
+    __attribute__((alias("parallax_shared_memory")));
+}
 
 namespace parallax::emulation {
 namespace {
 
-using cuda::sm90::shared_memory;
-
-/// Addresses do not begin at 0, which a kernel could take for "none".
-constexpr uint32_t kFirstAddress = 4096;
+constexpr unsigned kHopperSharedBytes = 227 * 1024;
 constexpr size_t kStackBytes = 128 * 1024;
-constexpr int kWarp = 32;
+constexpr int kWarp = 32, kWarpgroup = 128;
 constexpr char kPoison = '\xff';
 
 struct Barrier {
@@ -41,7 +44,11 @@ struct NamedBarrier {
 struct Copy {
   Map map;
   Box box;
-  int delay;  // turns
+  unsigned delay;  // turns
+};
+struct IssuedProduct {
+  Product product;
+  int group;
 };
 struct Fiber {
   void* stack_pointer = nullptr;
@@ -49,6 +56,16 @@ struct Fiber {
   bool is_done = false;
   int64_t num_exchanges = 0;
   uint32_t words[4] = {};  // of the last exchanges
+  std::vector<IssuedProduct> products{};
+  int num_groups = 0;
+};
+
+/// What is drawn, some of it anew from time to time.
+struct Schedule {
+  unsigned copy_delay = 1;           // turns, at most
+  std::vector<int> order{};          // of the warps
+  std::vector<unsigned> idleness{};  // of a warp: of 64 turns, how many it leaves out
+  std::vector<bool> late{};          // a warp's products are computed when they are waited for
 };
 
 struct Device {
@@ -58,19 +75,31 @@ struct Device {
   const std::function<void()>* body = nullptr;
   int64_t progress = 0;  // grows with everything that may let somebody go on
   std::unordered_map<uint32_t, Barrier> barriers{};
-  NamedBarrier named_barriers[16]{}, all_threads{};
+  NamedBarrier named_barriers[16]{}, warpgroups[8]{}, all_threads{};
   std::vector<Copy> copies{};
-  std::mt19937 random{1};
+  Schedule schedule{};
+  uint64_t seed = 1;
+  std::mt19937_64 random{1};
+  unsigned shared_limit = kHopperSharedBytes;
   Fragments fragments[32];
 };
 Device device;
 
 [[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "emulated device: %s (block %u, thread %u)\n", what, blockIdx.x,
-               threadIdx.x);
+  std::fprintf(stderr, "emulated device: %s (block %u, thread %u, PLX_TEST_SEED=%llu)\n", what,
+               blockIdx.x, threadIdx.x, static_cast<unsigned long long>(device.seed));
   std::abort();
 }
 
+template <typename Number, size_t kCount>
+Number one_of(const Number (&numbers)[kCount]) {
+  return numbers[device.random() % kCount];
+}
+
+// --- fibers ---
+
+/// Pushes what a called function must keep, and goes on where `load` was saved. swapcontext() would
+/// do too, but takes two system calls, 0.2 us: minutes for the tests of this folder.
 extern "C" void parallax_switch_stack(void** save, void* load);
 asm(R"(
 .text
@@ -93,9 +122,13 @@ parallax_switch_stack:
   ret
 )");
 
+Fiber& fiber_of(int thread) { return device.fibers[static_cast<size_t>(thread)]; }
+Fiber& current_fiber() { return fiber_of(device.current); }
+
 void run_fiber() {
   (*device.body)();
-  device.fibers[static_cast<size_t>(device.current)].is_done = true;
+  if (!current_fiber().products.empty()) fail("a thread ended before its products");
+  current_fiber().is_done = true;
   ++device.progress;
   yield();
   std::abort();
@@ -103,6 +136,7 @@ void run_fiber() {
 
 void start(Fiber& fiber) {
   fiber.stack.resize(kStackBytes);
+  fiber.stack.front() = kPoison;
   const auto end = reinterpret_cast<uintptr_t>(fiber.stack.data()) + kStackBytes;
   auto** top = reinterpret_cast<void**>(end & ~uintptr_t{63});
   *--top = nullptr;  // the stack is aligned as after a call
@@ -111,14 +145,16 @@ void start(Fiber& fiber) {
   fiber.stack_pointer = top;
   fiber.is_done = false;
   fiber.num_exchanges = 0;
+  fiber.num_groups = 0;
 }
 
 void resume(int thread) {
   device.current = thread;
   threadIdx = {static_cast<unsigned>(thread), 0, 0};
-  parallax_switch_stack(&device.scheduler,
-                        device.fibers[static_cast<size_t>(thread)].stack_pointer);
+  parallax_switch_stack(&device.scheduler, fiber_of(thread).stack_pointer);
 }
+
+// --- barriers and copies ---
 
 Barrier& barrier_at(uint32_t address) {
   const auto found = device.barriers.find(address);
@@ -132,6 +168,18 @@ void settle(Barrier& barrier) {
   if (barrier.pending > 0 || barrier.bytes != 0) return;
   barrier.phase ^= 1;
   barrier.pending = barrier.arrivals;
+}
+
+void wait_at(NamedBarrier& barrier, int threads, Arrival arrival) {
+  ++device.progress;
+  const int64_t generation = barrier.generation;
+  if (++barrier.arrived > threads) fail("too many threads at a barrier");
+  if (barrier.arrived == threads) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  } else if (arrival == Arrival::kWait) {
+    while (barrier.generation == generation) yield();
+  }
 }
 
 void finish_copy(const Copy& copy) {
@@ -154,87 +202,137 @@ void finish_copy(const Copy& copy) {
   settle(barrier);
 }
 
-void run_copies() {
+/// Lets that many turns pass for the copy engine.
+void run_copies(unsigned turns) {
   std::vector<Copy> later;
   for (Copy& copy : device.copies) {
-    ++device.progress;
-    if (copy.delay-- > 0)
-      later.push_back(copy);
-    else
+    if (copy.delay < turns) {
       finish_copy(copy);
+    } else {
+      copy.delay -= turns;
+      later.push_back(copy);
+    }
   }
   device.copies = std::move(later);
 }
 
-void run_block() {
-  for (int thread = 0; thread < device.num_threads; ++thread)
-    start(device.fibers[static_cast<size_t>(thread)]);
-  while (true) {
-    const int64_t before = device.progress;
-    run_copies();
-    const bool forward = device.random() % 2 == 0;
-    int num_left = 0;
-    for (int turn = 0; turn < device.num_threads; ++turn) {
-      const int thread = forward ? turn : device.num_threads - 1 - turn;
-      if (device.fibers[static_cast<size_t>(thread)].is_done) continue;
-      ++num_left;
+/// Nobody goes on before the next copy lands.
+void skip_to_next_copy() {
+  const auto earlier = [](const Copy& a, const Copy& b) { return a.delay < b.delay; };
+  run_copies(std::min_element(device.copies.begin(), device.copies.end(), earlier)->delay + 1);
+}
+
+// --- the schedule ---
+
+/// Until the next call. A step of the Hopper kernels takes some 50 turns if no warp idles.
+void draw_pace(Schedule& schedule) {
+  schedule.copy_delay = one_of({1u, 20u, 200u, 2000u});
+  const bool some_idle = device.random() % 2 == 0;
+  for (unsigned& idleness : schedule.idleness)
+    idleness = some_idle ? one_of({0u, 0u, 0u, 32u, 62u}) : 0u;
+}
+
+Schedule draw_schedule(int num_warps) {
+  Schedule schedule;
+  for (int warp = 0; warp < num_warps; ++warp) {
+    schedule.order.push_back(warp);
+    schedule.late.push_back(device.random() % 2 == 0);
+  }
+  schedule.idleness.resize(schedule.order.size());
+  draw_pace(schedule);
+  return schedule;
+}
+
+enum class Turn : uint8_t { kDrawn, kEverybody };
+
+/// Lets warps run until each of their threads waits. Returns whether a thread is left.
+bool run_turn(Turn turn) {
+  constexpr unsigned kTurnsOfAPace = 256;
+  if (device.random() % kTurnsOfAPace == 0) draw_pace(device.schedule);
+  auto& order = device.schedule.order;
+  const bool forward = device.random() % 2 == 0;
+  std::swap(order[device.random() % order.size()], order[device.random() % order.size()]);
+  bool is_left = false;
+  for (const int warp : order) {
+    const bool idle = device.random() % 64 < device.schedule.idleness[static_cast<size_t>(warp)];
+    for (int lane = 0; lane < kWarp; ++lane) {
+      const int thread = warp * kWarp + (forward ? lane : kWarp - 1 - lane);
+      if (fiber_of(thread).is_done) continue;
+      is_left = true;
+      if (idle && turn == Turn::kDrawn) break;
       resume(thread);
     }
-    if (num_left == 0) return;
-    if (device.progress == before) fail("deadlock");
   }
+  return is_left;
+}
+
+void run_block() {
+  for (int thread = 0; thread < device.num_threads; ++thread) start(fiber_of(thread));
+  Turn turn = Turn::kDrawn;
+  while (true) {
+    const int64_t before = device.progress;
+    run_copies(1);
+    if (!run_turn(turn)) break;
+    if (device.progress != before) {
+      turn = Turn::kDrawn;
+    } else if (turn == Turn::kDrawn) {
+      turn = Turn::kEverybody;
+    } else if (!device.copies.empty()) {
+      skip_to_next_copy();
+    } else {
+      fail("deadlock");
+    }
+  }
+  if (!device.copies.empty()) fail("a block ended before its copies");
+  for (int thread = 0; thread < device.num_threads; ++thread)
+    if (fiber_of(thread).stack.front() != kPoison) fail("a thread's stack is too small");
 }
 
 }  // namespace
 
-void set_seed(unsigned seed) { device.random.seed(seed); }
+void set_seed(uint64_t seed) {
+  device.seed = seed;
+  device.random.seed(seed);
+}
 
-void launch(Size size, const std::function<void()>& body) {
-  if (size.shared_bytes > 232448) fail("a block has 227 KB of shared memory");
-  if (size.threads == 0 || size.threads > 1024 || size.threads % kWarp != 0 || size.blocks == 0)
+void set_shared_limit(unsigned bytes) { device.shared_limit = bytes; }
+unsigned shared_limit() { return device.shared_limit; }
+
+void launch(const Size& size, const std::function<void()>& body) {
+  if (size.shared_bytes > device.shared_limit) fail("too much shared memory");
+  if (size.threads == 0 || size.threads > 1024 || size.threads % kWarp != 0 || size.blocks_x == 0 ||
+      size.blocks_y == 0 || size.blocks_y > 65535)
     fail("no such grid");
   device.num_threads = static_cast<int>(size.threads);
-  device.fibers.resize(size.threads);
+  if (device.fibers.size() < size.threads) device.fibers.resize(size.threads);
   device.body = &body;
-  gridDim = dim3(size.blocks);
+  gridDim = dim3(size.blocks_x, size.blocks_y);
   blockDim = dim3(size.threads);
-  for (unsigned block = 0; block < size.blocks; ++block) {
-    blockIdx = {block, 0, 0};
-    std::memset(shared_memory, kPoison, sizeof shared_memory);
+  const unsigned num_blocks = size.blocks_x * size.blocks_y;
+  const bool forward = device.random() % 2 == 0;
+  for (unsigned turn = 0; turn < num_blocks; ++turn) {
+    const unsigned block = forward ? turn : num_blocks - 1 - turn;
+    blockIdx = {block % size.blocks_x, block / size.blocks_x, 0};
+    std::memset(parallax_shared_memory, kPoison, sizeof parallax_shared_memory);
     device.barriers.clear();
     for (NamedBarrier& barrier : device.named_barriers) barrier = {};
+    for (NamedBarrier& barrier : device.warpgroups) barrier = {};
+    device.all_threads = {};
+    device.schedule = draw_schedule(device.num_threads / kWarp);
     run_block();
-    if (!device.copies.empty()) fail("a block ended before its copies");
-    for (size_t byte = size.shared_bytes; byte < sizeof shared_memory; ++byte)
-      if (shared_memory[byte] != kPoison) fail("a write beyond the shared memory");
+    const char* const beyond = parallax_shared_memory + size.shared_bytes;
+    const size_t rest = sizeof parallax_shared_memory - size.shared_bytes;
+    if (*beyond != kPoison || std::memcmp(beyond, beyond + 1, rest - 1) != 0)
+      fail("a write beyond the shared memory");
   }
 }
 
-void yield() {
-  parallax_switch_stack(&device.fibers[static_cast<size_t>(device.current)].stack_pointer,
-                        device.scheduler);
-}
+void yield() { parallax_switch_stack(&current_fiber().stack_pointer, device.scheduler); }
 
-namespace {
+void sync_threads() { wait_at(device.all_threads, device.num_threads, Arrival::kWait); }
 
-void wait_at(NamedBarrier& barrier, int threads, bool wait) {
-  ++device.progress;
-  const int64_t generation = barrier.generation;
-  if (++barrier.arrived > threads) fail("too many threads at a barrier");
-  if (barrier.arrived == threads) {
-    barrier.arrived = 0;
-    ++barrier.generation;
-  } else if (wait) {
-    while (barrier.generation == generation) yield();
-  }
-}
-
-}  // namespace
-
-void sync_threads() { wait_at(device.all_threads, device.num_threads, /*wait=*/true); }
-
-void named_barrier(int id, int threads, bool wait) {
-  wait_at(device.named_barriers[id], threads, wait);
+void named_barrier(int id, int threads, Arrival arrival) {
+  wait_at(device.named_barriers[id], threads, arrival);
 }
 
 uint32_t exchange(uint32_t value, int source, Source kind) {
@@ -251,11 +349,6 @@ uint32_t exchange(uint32_t value, int source, Source kind) {
   return warp[kind == Source::kLane ? source : lane ^ source].words[number % 4];
 }
 
-char* shared(uint32_t address) { return shared_memory + (address - kFirstAddress); }
-uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(static_cast<const char*>(pointer) - shared_memory) + kFirstAddress;
-}
-
 void barrier_init(uint32_t barrier, int arrivals) {
   device.barriers[barrier] = {.arrivals = arrivals, .pending = arrivals, .bytes = 0, .phase = 0};
 }
@@ -270,11 +363,30 @@ bool barrier_phase_is_over(uint32_t barrier, int parity) {
 }
 
 void copy_box(const Map& map, const Box& box) {
-  constexpr int kMaxDelay = 40;
   if (box.target % 1024 != 0) fail("a box that is not at a multiple of 1024 bytes");
   ++device.progress;
-  device.copies.push_back(
-      {.map = map, .box = box, .delay = static_cast<int>(device.random() % kMaxDelay)});
+  const auto delay = static_cast<unsigned>(device.random() % device.schedule.copy_delay);
+  device.copies.push_back({.map = map, .box = box, .delay = delay});
+}
+
+void issue_product(const Product& product) {
+  Fiber& fiber = current_fiber();
+  if (device.schedule.late[static_cast<size_t>(device.current / kWarp)])
+    fiber.products.push_back({product, fiber.num_groups});
+  else
+    product.run(product);
+}
+
+void commit_products() { ++current_fiber().num_groups; }
+
+void wait_products(int groups) {
+  Fiber& fiber = current_fiber();
+  auto& issued = fiber.products;
+  auto next = issued.begin();
+  for (; next != issued.end() && next->group < fiber.num_groups - groups; ++next)
+    next->product.run(next->product);
+  issued.erase(issued.begin(), next);
+  wait_at(device.warpgroups[device.current / kWarpgroup], kWarpgroup, Arrival::kWait);
 }
 
 Fragments& fragments(int warp) { return device.fragments[warp]; }

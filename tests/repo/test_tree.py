@@ -44,6 +44,7 @@ MANY_ARGUMENTS = {
     "src/torch/ops.cc:forward_kernel": OP_SCHEMA,
     "src/torch/ops.cc:backward_kernel": OP_SCHEMA,
     "src/torch/ops.cc:decode_kernel": OP_SCHEMA,
+    "tests/cuda_emulation/runtime.cc:encode": "it stands for the driver's cuTensorMapEncodeTiled",
     "python/parallax/_fake.py:attention_forward": OP_SCHEMA,
     "python/parallax/_fake.py:attention_backward": OP_SCHEMA,
     "python/parallax/_fake.py:decode": OP_SCHEMA,

@@ -234,10 +234,11 @@ void expect_guards_intact(const ForwardTensors& tensors) {
   expect_guards("t_mean", tensors.t_mean);
 }
 
-ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs) {
+ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs, Outputs outputs) {
   const DType dtype = inputs.description.dtype;
   const Layout layout = inputs.description.layout;
   ForwardTensors result = poisoned_outputs(dtype, layout, query_sizes(inputs), stat_sizes(inputs));
+  if (outputs == Outputs::kInference) result.out_softmax = result.lse = result.t_mean = {};
   Placement placement(backend);
   const ForwardArgs args{.q = placement.input(inputs.q),
                          .r = placement.input(inputs.r),

@@ -74,9 +74,13 @@ ForwardTensors poisoned_outputs(DType dtype, Layout layout, const std::vector<in
                                 const std::vector<int64_t>& stat_sizes);
 void expect_guards_intact(const ForwardTensors& tensors);
 
+/// What a forward call is asked for: all outputs, or `out` alone.
+enum class Outputs : uint8_t { kTraining, kInference };
+
 /// Validates, checks supports(), runs on poisoned outputs of the case's layout, and fails the test
 /// if a byte beside an output was written.
-ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs);
+ForwardTensors run_forward(const Backend& backend, const AttentionInputs& inputs,
+                           Outputs outputs = Outputs::kTraining);
 GradientTensors run_backward(const Backend& backend, const AttentionInputs& inputs,
                              const ForwardValues& saved);
 

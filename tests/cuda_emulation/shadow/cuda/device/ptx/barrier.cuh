@@ -18,10 +18,10 @@ inline void barrier_wait(uint32_t barrier, int parity) {
   while (!emulation::barrier_phase_is_over(barrier, parity)) emulation::yield();
 }
 inline void named_barrier_sync(int id, int threads) {
-  emulation::named_barrier(id, threads, /*wait=*/true);
+  emulation::named_barrier(id, threads, emulation::Arrival::kWait);
 }
 inline void named_barrier_arrive(int id, int threads) {
-  emulation::named_barrier(id, threads, /*wait=*/false);
+  emulation::named_barrier(id, threads, emulation::Arrival::kGoOn);
 }
 inline void fence_async_shared() {}
 

@@ -1,5 +1,5 @@
-// ptx/wgmma.cuh, emulated: a product is computed when it is issued, each thread its own numbers of
-// C.
+// ptx/wgmma.cuh, emulated: each thread computes its own numbers of C, when the product is issued or
+// when it is waited for.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -10,12 +10,10 @@
 namespace parallax::cuda::ptx {
 
 inline void wgmma_fence() {}
-inline void wgmma_commit() {}
-/// The four warps of a warpgroup finish a product together.
+inline void wgmma_commit() { emulation::commit_products(); }
 template <int kGroups>
 void wgmma_wait() {
-  constexpr int kFirstBarrier = 9;  // the kernels use lower ones
-  emulation::named_barrier(kFirstBarrier + static_cast<int>(threadIdx.x / 128), 128, true);
+  emulation::wait_products(kGroups);
 }
 template <int kSize>
 void pin(float (&)[kSize]) {}
@@ -57,22 +55,43 @@ struct Wgmma {
 
   template <typename Element>
   static void shared_by_shared(float (&c)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-    const Operand16 rows(a), columns(b);
-    float factors[2][kDepth];
-    for (int half = 0; half < 2; ++half)
-      for (int k = 0; k < kDepth; ++k)
-        factors[half][k] = number_at<Element>(rows.along(row_of(half), k));
-    add(c, factors, accumulate,
-        [&](int k, int column) { return number_at<Element>(columns.along(column, k)); });
+    emulation::issue_product({.run = &add_from_shared<Element>,
+                              .sums = c,
+                              .rows_in_registers = nullptr,
+                              .rows = a,
+                              .columns = b,
+                              .accumulate = accumulate});
   }
 
   template <typename Element>
   static void registers_by_shared(float (&c)[N / 2], const uint32_t* a, uint64_t b,
                                   bool accumulate) {
-    const Operand16 values(b);
+    emulation::issue_product({.run = &add_from_registers<Element>,
+                              .sums = c,
+                              .rows_in_registers = a,
+                              .rows = 0,
+                              .columns = b,
+                              .accumulate = accumulate});
+  }
+
+ private:
+  template <typename Element>
+  static void add_from_shared(const emulation::Product& product) {
+    const Operand16 rows(product.rows), columns(product.columns);
+    float factors[2][kDepth];
+    for (int half = 0; half < 2; ++half)
+      for (int k = 0; k < kDepth; ++k)
+        factors[half][k] = number_at<Element>(rows.along(row_of(half), k));
+    add(product, factors,
+        [&](int k, int column) { return number_at<Element>(columns.along(column, k)); });
+  }
+
+  template <typename Element>
+  static void add_from_registers(const emulation::Product& product) {
+    const Operand16 values(product.columns);
     const int lane = threadIdx.x % 32;
     auto& fragments = emulation::fragments(static_cast<int>(threadIdx.x / 32));
-    for (int word = 0; word < 4; ++word) fragments[lane][word] = a[word];
+    for (int word = 0; word < 4; ++word) fragments[lane][word] = product.rows_in_registers[word];
     __syncwarp();
     float factors[2][kDepth];
     for (int half = 0; half < 2; ++half)
@@ -84,23 +103,23 @@ struct Wgmma {
         factors[half][k] = static_cast<float>(element);
       }
     __syncwarp();
-    add(c, factors, accumulate,
+    add(product, factors,
         [&](int k, int column) { return number_at<Element>(values.across(k, column)); });
   }
 
- private:
   static int row_of(int half) {
     return static_cast<int>(threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4) + 8 * half;
   }
 
   template <typename NumberOfB>
-  static void add(float (&c)[N / 2], const float (&factors)[2][kDepth], bool accumulate,
+  static void add(const emulation::Product& product, const float (&factors)[2][kDepth],
                   const NumberOfB& b) {
+    float* const c = product.sums;
     for (int idx = 0; idx < N / 2; ++idx) {
       const int column = idx / 4 * 8 + static_cast<int>(threadIdx.x % 4) * 2 + idx % 2;
       float sum = 0.0f;
       for (int k = 0; k < kDepth; ++k) sum += factors[idx / 2 % 2][k] * b(k, column);
-      c[idx] = (accumulate ? c[idx] : 0.0f) + sum;
+      c[idx] = (product.accumulate ? c[idx] : 0.0f) + sum;
     }
   }
 };
