@@ -18,7 +18,7 @@ help:
 	@echo "make lint     check format, warnings, lengths and layering"
 	@echo "make cuda     compile the CUDA backends and run what needs no GPU, if nvcc is there"
 	@echo "make sanitize run the kernel tests under ASan, UBSan and TSan"
-	@echo "make ci       lint, test, test-slow, sanitize: what continuous integration runs"
+	@echo "make ci       lint, cuda, test, test-slow, sanitize: what continuous integration runs"
 
 setup:
 	@scripts/setup
