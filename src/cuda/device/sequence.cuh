@@ -42,10 +42,11 @@ struct KeySpan {
 /// The keys that a query sees. Both ends grow with `query`.
 __host__ __device__ inline KeySpan visible_keys(const AttentionCall& call,
                                                 const DeviceSequence& sequence, int query) {
-  if (!call.causal) return {sequence.key_begin, max(sequence.key_begin, sequence.key_end)};
-  const int end = sequence.key_end - sequence.num_queries + query + 1;
-  const int64_t oldest = end - call.window;
-  const int begin = static_cast<int>(max(static_cast<int64_t>(sequence.key_begin), oldest));
+  const int diagonal = sequence.key_end - sequence.num_queries + query + 1;
+  const int64_t oldest = diagonal - call.window;
+  const int end = call.causal ? diagonal : sequence.key_end;
+  const int begin =
+      call.causal && oldest > sequence.key_begin ? static_cast<int>(oldest) : sequence.key_begin;
   return {begin, max(begin, end)};
 }
 

@@ -30,6 +30,31 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   return pair;
 }
 
+/// pair 0 + sum, number by number: a sum of zeros becomes a NaN where a number is not finite.
+template <typename Element>
+__device__ __forceinline__ uint32_t add_zero_times(uint32_t pair, uint32_t sum) {
+  uint32_t result;
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>)
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(0), "r"(sum));
+  else
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(pair), "r"(0), "r"(sum));
+  return result;
+}
+
+/// 1 / x to 1 ulp.
+__device__ __forceinline__ float reciprocal_approximate(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// log2 x to 2^-22, absolute between 0.5 and 2, relative elsewhere.
+__device__ __forceinline__ float log2_approximate(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /// 2^x to about 2 ulp; 0 for -inf.
 __device__ __forceinline__ float exp2_approximate(float x) {
   float y;

@@ -101,13 +101,15 @@ class Consumer {
     first_step_ = steps.first;
     step_ = steps.end - 1;
     const int first_query = tile.first_query + idx_ * Config::kGroupQueries;
-    const int query = first_query + threadIdx.x / 32 % 4 * 8 + threadIdx.x % 32 / 4;
+    const int query = first_query + threadIdx.x % Config::kWarpgroup / 4;
     visible_ = visible_keys(params_, tile, query);
     // Steps that every query of this warpgroup sees whole.
     const KeySpan oldest = visible_keys(params_, tile, first_query);
     const KeySpan newest = visible_keys(params_, tile, first_query + Config::kGroupQueries - 1);
-    whole_.first = (newest.begin + kKeys - 1) / kKeys;
-    whole_.end = oldest.end / kKeys;
+    whole_from_ = max(first_step_, (newest.begin + kKeys - 1) / kKeys);
+    masked_from_ = max(whole_from_, oldest.end / kKeys);
+    ptx::pin(whole_from_);
+    ptx::pin(masked_from_);
     row_ = {.tile = tile.number,
             .token = query < tile.num_queries ? tile.query_row + query : -1,
             .head = tile.head,
@@ -128,7 +130,9 @@ class Consumer {
   }
 
   __device__ __forceinline__ void weigh_first(Scores& scores) {
-    softmax_weights<Config, true>(scores, row_span(), params_.scale_log2, state_);
+    hide_keys<Config>(scores, row_span());
+    softmax_weights<Config, true>(scores, largest_score<Config>(scores), params_.scale_log2,
+                                  state_);
     pack_weights<Config>(scores, state_, weights_);
 #pragma unroll
     for (int i = 0; i < kHeadDim / 2; ++i) sums_[i] = 0.0f;
@@ -149,19 +153,31 @@ class Consumer {
     ptx::wgmma_wait<1>();
     ptx::pin(scores);
     release(shared_.empty_key(keys_.stage));
-    softmax_weights<Config, kMasked>(scores, row_span(), params_.scale_log2, state_);
+    if constexpr (kMasked) hide_keys<Config>(scores, row_span());
+    const float largest = largest_score<Config>(scores);
+    if (!__any_sync(~0u, largest > state_.limit))
+      finish_step<false>(scores, largest, values.stage);
+    else
+      finish_step<true>(scores, largest, values.stage);
+  }
+
+  /// Weights from scores, under the value products of the step before.
+  template <bool kRenew>
+  __device__ __forceinline__ void finish_step(Scores& scores, float largest, int value_stage) {
+    softmax_weights<Config, kRenew>(scores, largest, params_.scale_log2, state_);
     ptx::wgmma_wait<0>();
     ptx::pin(sums_);
-    release(shared_.empty_value(values.stage));
+    release(shared_.empty_value(value_stage));
     pack_weights<Config>(scores, state_, weights_);
-    rescale_sums<Config>(state_, sums_);
+    if constexpr (kRenew) rescale_sums<Config>(state_, sums_);
   }
 
   __device__ __forceinline__ void middle_steps() {
+    --step_;
 #pragma unroll 1
-    for (--step_; step_ >= first_step_ && step_ >= whole_.end; --step_) middle_step<true>();
+    for (; step_ >= masked_from_; --step_) middle_step<true>();
 #pragma unroll 1
-    for (; step_ >= first_step_ && step_ >= whole_.first; --step_) middle_step<false>();
+    for (; step_ >= whole_from_; --step_) middle_step<false>();
 #pragma unroll 1
     for (; step_ >= first_step_; --step_) middle_step<true>();
   }
@@ -237,7 +253,7 @@ class Consumer {
   Ring<Config::kQueryStages> queries_;
   Ring<Config::kStages> keys_;  // of the newest scores; values follow a step behind
   int step_ = 0, first_step_ = 0;
-  StepRange whole_{};
+  int whole_from_ = 0, masked_from_ = 0;
   KeySpan visible_{};
   ResultRow row_{};
   RowState state_{};

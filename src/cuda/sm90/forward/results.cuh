@@ -34,6 +34,20 @@ __device__ __forceinline__ void* row_address(const Operand<void>& operand, const
          row.token * operand.token_stride + row.head * operand.head_stride;
 }
 
+/// word(x): columns 8 x + 2 (lane of the quad) and the next, of all x. Writes one row, 16 bytes at a
+/// time.
+template <class Config, typename Word>
+__device__ __forceinline__ void write_words(void* row, bool exists, Word word) {
+  auto* const target = static_cast<uint4*>(row) + threadIdx.x % 4;
+#pragma unroll
+  for (int part = 0; part < Config::kHeadDim / 32; ++part) {
+    const uint32_t words[] = {word(4 * part), word(4 * part + 1), word(4 * part + 2),
+                              word(4 * part + 3)};
+    const uint4 packed = transpose_quad(words);
+    if (exists) target[part * 4] = packed;
+  }
+}
+
 /// Writes what the query's sums give: out, and the outputs that are kept for training. Returns, for
 /// the whole warp, whether a result is a NaN or infinite.
 template <class Config>
@@ -43,43 +57,33 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
   using Element = typename Config::Element;
   constexpr float kLn2 = 0.69314718f;
   const float weight = quad_sum(state.weight);
-  const float inverse = weight > 0.0f ? 1.0f / weight : 0.0f;
+  const float inverse = weight > 0.0f ? ptx::reciprocal_approximate(weight) : 0.0f;
   const float t_offset = __fmul_rn(quad_sum(state.t_sum), inverse);  // mean of t less the centre
+  const float factor = fmaf(inverse, t_offset, inverse);
   const bool exists = row.token >= 0;
-  const int lane = threadIdx.x % 4;
-  auto* const out = static_cast<uint4*>(row_address<Config>(params.call.out, row)) + lane;
-  auto* const out_softmax =
-      static_cast<uint4*>(row_address<Config>(params.call.out_softmax, row)) + lane;
-  float finite = 0.0f;  // a NaN if a result is not
-#pragma unroll
-  for (int part = 0; part < Config::kHeadDim / 32; ++part) {
-    uint32_t words[4], softmax_words[4];
-#pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      const float* const sum = sums + 4 * (4 * part + x);
-      const float a = __fmul_rn(sum[0], inverse), b = __fmul_rn(sum[1], inverse);
-      const float a_out = fmaf(-sum[2], inverse, fmaf(a, t_offset, a));
-      const float b_out = fmaf(-sum[3], inverse, fmaf(b, t_offset, b));
-      finite = fmaf(a_out, 0.0f, fmaf(b_out, 0.0f, finite));
-      words[x] = ptx::pack_pair<Element>(a_out, b_out);
-      softmax_words[x] = ptx::pack_pair<Element>(a, b);
-    }
-    const uint4 packed = transpose_quad(words);
-    if (exists) out[part * 4] = packed;
-    if (params.call.out_softmax.data != nullptr) {
-      const uint4 packed_softmax = transpose_quad(softmax_words);
-      if (exists) out_softmax[part * 4] = packed_softmax;
-    }
-  }
+  uint32_t not_finite = 0;  // pairs of zeros, and NaNs if a result is not finite
+  write_words<Config>(row_address<Config>(params.call.out, row), exists, [&](int x) {
+    const float* const sum = sums + 4 * x;
+    const uint32_t pair =
+        ptx::pack_pair<Element>(fmaf(sum[0], factor, -__fmul_rn(sum[2], inverse)),
+                                fmaf(sum[1], factor, -__fmul_rn(sum[3], inverse)));
+    not_finite = ptx::add_zero_times<Element>(pair, not_finite);
+    return pair;
+  });
+  if (params.call.out_softmax.data != nullptr)
+    write_words<Config>(row_address<Config>(params.call.out_softmax, row), exists, [&](int x) {
+      return ptx::pack_pair<Element>(__fmul_rn(sums[4 * x], inverse),
+                                     __fmul_rn(sums[4 * x + 1], inverse));
+    });
   const auto write = [&](const Statistic<float>& statistic, float value) {
-    if (!exists || lane != 0 || statistic.data == nullptr) return;
+    if (!exists || threadIdx.x % 4 != 0 || statistic.data == nullptr) return;
     statistic.data[row.batch * statistic.batch_stride + row.token * statistic.token_stride +
                    row.head * statistic.head_stride] = value;
   };
-  const float reference = __fmul_rn(state.max, params.scale_log2);  // of the weights
-  write(params.call.lse, weight > 0.0f ? (reference + log2f(weight)) * kLn2 : -INFINITY);
+  const float log2_sum = state.reference + ptx::log2_approximate(weight);
+  write(params.call.lse, weight > 0.0f ? log2_sum * kLn2 : -INFINITY);
   write(params.call.t_mean, weight > 0.0f ? state.centre + t_offset : 0.0f);
-  return __any_sync(~0u, exists && finite != 0.0f);
+  return __any_sync(~0u, exists && (not_finite & 0x7fff7fff) != 0);
 }
 
 }  // namespace parallax::cuda::sm90

@@ -14,14 +14,15 @@ namespace parallax::cuda::sm90 {
 /// Running numbers of a query, the same in its four threads but for the sums, which are those of
 /// the thread's own columns until the end.
 struct RowState {
-  float max = -INFINITY;  // the reference of the weights w = 2^(scale_log2 (s - max))
-  float weight = 0.0f;    // sum w
-  float t_sum = 0.0f;     // sum w (t - centre)
+  float max = -INFINITY;   // of the scores, up to `limit`: weights are w = 2^(scale_log2 (s - max))
+  float reference = 0.0f;  // scale_log2 max; 0 before the first visible key
+  float limit = -INFINITY;  // a score beyond it becomes the maximum
+  float weight = 0.0f;      // sum w
+  float t_sum = 0.0f;       // sum w (t - centre)
   float centre = 0.0f;
-  // What the last step asks of the sums before it.
-  float alpha = 1.0f;    // factor of the old weights
-  float shift = 0.0f;    // new centre less the old one
-  bool rescale = false;  // of any query of the warp
+  // Of the last renewal, for the sums before it.
+  float alpha = 1.0f;  // factor of the old weights
+  float shift = 0.0f;  // new centre less the old one
 };
 
 __device__ __forceinline__ float quad_sum(float x) {
@@ -48,11 +49,39 @@ __device__ __forceinline__ void hide_keys(float (&scores)[Config::kKeys / 2], Ke
     }
 }
 
+/// The largest of a thread's scores. Four chains: one would wait for itself.
+template <class Config>
+__device__ __forceinline__ float largest_score(const float (&scores)[Config::kKeys / 2]) {
+  float largest[4] = {scores[0], scores[1], scores[4], scores[5]};
+#pragma unroll
+  for (int b = 2; b < Config::kKeys / 8; ++b)
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float& chain = largest[b % 2 * 2 + i];
+      chain = fmaxf(chain, scores[4 * b + i]);
+    }
+  return fmaxf(fmaxf(largest[0], largest[1]), fmaxf(largest[2], largest[3]));
+}
+
+/// Takes a maximum beyond the limit over, with the limit that follows from it. Returns whether the
+/// query has one.
+template <class Config>
+__device__ __forceinline__ bool renew_max(float thread_largest, float scale_log2, RowState& state) {
+  const float largest = quad_max(thread_largest);
+  state.alpha = 1.0f;
+  if (!(largest > state.limit)) return false;
+  state.reference = __fmul_rn(largest, scale_log2);
+  state.alpha = ptx::exp2_approximate(fmaf(state.max, scale_log2, -state.reference));
+  state.limit = largest + Config::kLazyLimit / scale_log2;
+  state.max = largest;
+  return true;
+}
+
 /// The weighted mean of t over this step as the new centre of queries with a new maximum: the first
 /// step with a visible key, and later ones that move the mean (docs/math.md, centring).
 template <class Config>
 __device__ __forceinline__ void renew_centre(const float (&scores)[Config::kKeys / 2], bool renew,
-                                             float alpha, RowState& state) {
+                                             RowState& state) {
   float weight = 0.0f, t_sum = 0.0f;
 #pragma unroll
   for (int b = 0; b < Config::kKeys / 8; ++b)
@@ -63,39 +92,26 @@ __device__ __forceinline__ void renew_centre(const float (&scores)[Config::kKeys
     }
   weight = quad_sum(weight);
   t_sum = quad_sum(t_sum);
-  const float centre = renew ? t_sum / weight : state.centre;
+  const float centre = renew ? t_sum * ptx::reciprocal_approximate(weight) : state.centre;
   state.shift = centre - state.centre;
   state.centre = centre;
-  state.alpha = renew ? alpha : 1.0f;
   state.t_sum = state.alpha * fmaf(-state.shift, state.weight, state.t_sum);
   state.weight = __fmul_rn(state.alpha, state.weight);
 }
 
-/// scores: s becomes w; t stays. `span` is used if kMasked.
-template <class Config, bool kMasked>
-__device__ __forceinline__ void softmax_weights(float (&scores)[Config::kKeys / 2], KeySpan span,
+/// scores: s becomes w; t stays. kRenew: a thread of the warp has a score beyond its limit.
+template <class Config, bool kRenew>
+__device__ __forceinline__ void softmax_weights(float (&scores)[Config::kKeys / 2], float largest,
                                                 float scale_log2, RowState& state) {
-  if constexpr (kMasked) hide_keys<Config>(scores, span);
-  float largest = fmaxf(scores[0], scores[1]);
-#pragma unroll
-  for (int b = 1; b < Config::kKeys / 8; ++b)
-    largest = fmaxf(largest, fmaxf(scores[4 * b], scores[4 * b + 1]));
-  largest = quad_max(largest);
-  const float old_max = state.max;
-  const bool renew = (largest - old_max) * scale_log2 > Config::kLazyLimit;
-  if (renew) state.max = largest;
-  // Before the first visible key everything is hidden, and 2^-inf = 0.
-  const float reference =
-      kMasked && state.max == -INFINITY ? 0.0f : __fmul_rn(state.max, scale_log2);
+  bool renew = false;
+  if constexpr (kRenew) renew = renew_max<Config>(largest, scale_log2, state);
 #pragma unroll
   for (int b = 0; b < Config::kKeys / 8; ++b)
 #pragma unroll
     for (int i = 0; i < 2; ++i)
-      scores[4 * b + i] = ptx::exp2_approximate(fmaf(scores[4 * b + i], scale_log2, -reference));
-  state.rescale = __any_sync(~0u, renew);
-  if (state.rescale)
-    renew_centre<Config>(scores, renew,
-                         ptx::exp2_approximate(fmaf(old_max, scale_log2, -reference)), state);
+      scores[4 * b + i] =
+          ptx::exp2_approximate(fmaf(scores[4 * b + i], scale_log2, -state.reference));
+  if constexpr (kRenew) renew_centre<Config>(scores, renew, state);
 }
 
 /// w and w (t - centre), rounded in pairs, as the A fragment of the value product; the unrounded
@@ -124,7 +140,6 @@ __device__ __forceinline__ void pack_weights(const float (&scores)[Config::kKeys
 template <class Config>
 __device__ __forceinline__ void rescale_sums(const RowState& state,
                                              float (&sums)[Config::kHeadDim / 2]) {
-  if (!state.rescale) return;
 #pragma unroll
   for (int b = 0; b < Config::kHeadDim / 8; ++b)
 #pragma unroll

@@ -29,6 +29,18 @@ uint32_t pack_pair(float low, float high) {
   return word;
 }
 
+template <typename Element>
+uint32_t add_zero_times(uint32_t pair, uint32_t sum) {
+  Element numbers[2], sums[2];
+  std::memcpy(numbers, &pair, sizeof pair);
+  std::memcpy(sums, &sum, sizeof sum);
+  return pack_pair<Element>(
+      std::fma(static_cast<float>(numbers[0]), 0.0f, static_cast<float>(sums[0])),
+      std::fma(static_cast<float>(numbers[1]), 0.0f, static_cast<float>(sums[1])));
+}
+
+inline float reciprocal_approximate(float x) { return 1.0f / x; }
+inline float log2_approximate(float x) { return std::log2(x); }
 inline float exp2_approximate(float x) { return x < -126.0f ? 0.0f : std::exp2(x); }
 
 }  // namespace parallax::cuda::ptx
