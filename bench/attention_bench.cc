@@ -83,6 +83,11 @@ std::string today() {
   return text;
 }
 
+/// The fastest of those that compute where the cases' tensors are.
+const Backend& cpu_backend() {
+  return **std::ranges::find(backends(), DeviceType::kCpu, &Backend::device_type);
+}
+
 /// What every line of a result file says about where it comes from.
 ordered_json describe_run(const Options& options, const Limits& limits) {
   const plx::Machine machine = plx::read_machine();
@@ -91,7 +96,7 @@ ordered_json describe_run(const Options& options, const Limits& limits) {
                       {"cpu", machine.cpu_model},
                       {"instruction_sets", machine.instruction_sets},
                       {"threads", at::get_num_threads()},
-                      {"backend", std::string(backends().front()->description())},
+                      {"backend", std::string(cpu_backend().description())},
                       {"torch", TORCH_VERSION},
                       {"fma_gflops", limits.fma_gflops},
                       {"read_gbytes", limits.read_gbytes}};

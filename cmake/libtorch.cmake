@@ -27,11 +27,13 @@ target_compile_definitions(plx_libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=${torch
 # libtorch.so names every backend that the package has; --no-as-needed keeps it, so that a CUDA
 # build registers its kernels although nothing here calls them. Its own dependencies (cuDNN, ...)
 # are found at run time through the package's rpath, not by this link.
-# libstdc++ comes first: libtorch_cpu.so exports the std::filesystem of the compiler that built it,
-# whose types need not be laid out as this compiler's. With torch 2.11+cu130 under GCC 13 84 test cases
-# crashed without this; how it helps there is not understood, for the linked program does not list it.
+# The shared libstdc++ comes first, by its own name: some compilers have only libstdc++.a where they
+# look for -lstdc++, and a copy of the runtime beside Torch's breaks exceptions that Torch catches,
+# and std::filesystem, which libtorch_cpu.so exports as its own compiler laid it out.
+find_library(PLX_LIBSTDCXX libstdc++.so.6 PATHS ${CMAKE_CXX_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
+mark_as_advanced(PLX_LIBSTDCXX)
 target_link_libraries(plx_libtorch INTERFACE
-  -Wl,--no-as-needed -lstdc++ ${torch_root}/lib/libtorch.so -Wl,--as-needed
+  -Wl,--no-as-needed ${PLX_LIBSTDCXX} ${torch_root}/lib/libtorch.so -Wl,--as-needed
   ${torch_root}/lib/libtorch_cpu.so ${torch_root}/lib/libc10.so
   -Wl,--unresolved-symbols=ignore-in-shared-libs)
 set(CMAKE_BUILD_RPATH ${torch_root}/lib)
