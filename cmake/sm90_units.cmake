@@ -3,8 +3,12 @@ include(${CMAKE_CURRENT_LIST_DIR}/../src/cuda/sm90/instances.cmake)
 
 # plx_write_sm90_units(FOLDER RESULT): a unit FOLDER/NAME.cu for each row and forward_instances.cc,
 # the table of them all. RESULT: the names of the units. nvcc compiles them for the library, the host
-# compiler for tests/cuda_emulation.
+# compiler for tests/cuda_emulation. PLX_ROUNDED_SUMS chooses ForwardConfig::kRoundedSums.
 function(plx_write_sm90_units folder result)
+  set(rounded_sums false)
+  if(PLX_ROUNDED_SUMS)
+    set(rounded_sums true)
+  endif()
   set(units "")
   set(launches "")
   set(rows "")
@@ -15,12 +19,13 @@ function(plx_write_sm90_units folder result)
     list(GET fields 2 head_dim)
     list(GET fields 3 spill_limit)
     if(dtype STREQUAL bfloat16)
-      set(config "ForwardConfig<__nv_bfloat16, ${head_dim}>")
+      set(element __nv_bfloat16)
       set(dtype_name kBFloat16)
     else()
-      set(config "ForwardConfig<half, ${head_dim}>")
+      set(element half)
       set(dtype_name kFloat16)
     endif()
+    set(config "ForwardConfig<${element}, ${head_dim}, ${rounded_sums}>")
     set(name ${pass}_${dtype}_${head_dim})
     set(unit ${folder}/${name}.cu)
     file(CONFIGURE OUTPUT ${unit} @ONLY CONTENT "// Written by cmake/sm90_units.cmake from sm90/instances.cmake. spill limit: ${spill_limit} bytes

@@ -122,7 +122,8 @@ def cpp_functions(lines):
     The formatter puts a function's closing brace under the first character of its head. A head is a
     line at column 0 or 2 with an open parenthesis, whose declaration ends in an opening brace.
     """
-    head = re.compile(r"^( ? ?)(?!namespace|class|struct|enum|union|extern|using|return)[\w~].*\(")
+    others = "namespace|class|struct|enum|union|extern|using|return|for |while |if |switch "
+    head = re.compile(rf"^( ? ?)(?!{others})[\w~].*\(")
     for start, line in enumerate(lines):
         match = head.match(line)
         if not match:

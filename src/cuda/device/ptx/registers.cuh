@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 namespace parallax::cuda::ptx {
 
@@ -28,6 +30,16 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   else
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
+}
+
+/// The sum of the two numbers of a pair.
+template <typename Element>
+__device__ __forceinline__ float pair_sum(uint32_t pair) {
+  if constexpr (std::is_same_v<Element, __nv_bfloat16>)
+    return __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+  __half2 halves;
+  memcpy(&halves, &pair, sizeof pair);
+  return __low2float(halves) + __high2float(halves);
 }
 
 /// pair 0 + sum, number by number: a sum of zeros becomes a NaN where a number is not finite.

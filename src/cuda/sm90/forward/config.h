@@ -10,10 +10,13 @@ namespace parallax::cuda::sm90 {
 
 /// A block is one warpgroup of loaders and kConsumers warpgroups that compute. A consumer has 32
 /// queries, whose q and r rows alternate by eights in the 64 rows of its products.
-template <typename Element_, int kHeadDim_>
+template <typename Element_, int kHeadDim_, bool kRoundedSums_ = false>
 struct ForwardConfig {
   using Element = Element_;
   static constexpr int kHeadDim = kHeadDim_;
+  /// out and out_softmax are divided by sums of the weights as the products see them, rounded
+  /// (docs/math.md, rounded sums); lse and t_mean never are.
+  static constexpr bool kRoundedSums = kRoundedSums_;
 
   static constexpr int kConsumers = kHeadDim == 64 ? 3 : 2;
   /// Keys of a step.

@@ -34,8 +34,7 @@ __device__ __forceinline__ void* row_address(const Operand<void>& operand, const
          row.token * operand.token_stride + row.head * operand.head_stride;
 }
 
-/// word(x): columns 8 x + 2 (lane of the quad) and the next, of all x. Writes one row, 16 bytes at a
-/// time.
+/// Writes one row, 16 bytes at a time. word(x): columns 8 x + 2 (lane of the quad) and the next.
 template <class Config, typename Word>
 __device__ __forceinline__ void write_words(void* row, bool exists, Word word) {
   auto* const target = static_cast<uint4*>(row) + threadIdx.x % 4;
@@ -48,6 +47,10 @@ __device__ __forceinline__ void write_words(void* row, bool exists, Word word) {
   }
 }
 
+__device__ __forceinline__ WeightSums quad_sums(const WeightSums& sums) {
+  return {.weight = quad_sum(sums.weight), .t = quad_sum(sums.t)};
+}
+
 /// Writes what the query's sums give: out, and the outputs that are kept for training. Returns, for
 /// the whole warp, whether a result is a NaN or infinite.
 template <class Config>
@@ -56,10 +59,11 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
                                           const float (&sums)[Config::kHeadDim / 2]) {
   using Element = typename Config::Element;
   constexpr float kLn2 = 0.69314718f;
-  const float weight = quad_sum(state.weight);
-  const float inverse = weight > 0.0f ? ptx::reciprocal_approximate(weight) : 0.0f;
-  const float t_offset = __fmul_rn(quad_sum(state.t_sum), inverse);  // mean of t less the centre
-  const float factor = fmaf(inverse, t_offset, inverse);
+  const WeightSums sum_of_row = quad_sums(state.sums);
+  const WeightSums divisor = Config::kRoundedSums ? quad_sums(state.rounded_sums) : sum_of_row;
+  const float weight = sum_of_row.weight;
+  const float inverse = divisor.weight > 0.0f ? ptx::reciprocal_approximate(divisor.weight) : 0.0f;
+  const float factor = fmaf(inverse, __fmul_rn(divisor.t, inverse), inverse);
   const bool exists = row.token >= 0;
   uint32_t not_finite = 0;  // pairs of zeros, and NaNs if a result is not finite
   write_words<Config>(row_address<Config>(params.call.out, row), exists, [&](int x) {
@@ -82,6 +86,7 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
   };
   const float log2_sum = state.reference + ptx::log2_approximate(weight);
   write(params.call.lse, weight > 0.0f ? log2_sum * kLn2 : -INFINITY);
+  const float t_offset = __fmul_rn(sum_of_row.t, ptx::reciprocal_approximate(weight));
   write(params.call.t_mean, weight > 0.0f ? state.centre + t_offset : 0.0f);
   return __any_sync(~0u, exists && (not_finite & 0x7fff7fff) != 0);
 }

@@ -11,15 +11,25 @@
 
 namespace parallax::cuda::sm90 {
 
-/// Running numbers of a query, the same in its four threads but for the sums, which are those of
-/// the thread's own columns until the end.
+/// Over the keys so far: of a thread's own columns until the end.
+struct WeightSums {
+  float weight = 0.0f;  // sum w
+  float t = 0.0f;       // sum w (t - centre)
+
+  __device__ __forceinline__ void rescale(float alpha, float shift) {
+    t = alpha * fmaf(-shift, weight, t);
+    weight = __fmul_rn(alpha, weight);
+  }
+};
+
+/// Running numbers of a query, the same in its four threads but for the sums.
 struct RowState {
   float max = -INFINITY;   // of the scores, up to `limit`: weights are w = 2^(scale_log2 (s - max))
   float reference = 0.0f;  // scale_log2 max; 0 before the first visible key
   float limit = -INFINITY;  // a score beyond it becomes the maximum
-  float weight = 0.0f;      // sum w
-  float t_sum = 0.0f;       // sum w (t - centre)
   float centre = 0.0f;
+  WeightSums sums;
+  WeightSums rounded_sums;  // of the weights as the products see them, if Config::kRoundedSums
   // Of the last renewal, for the sums before it.
   float alpha = 1.0f;  // factor of the old weights
   float shift = 0.0f;  // new centre less the old one
@@ -95,8 +105,8 @@ __device__ __forceinline__ void renew_centre(const float (&scores)[Config::kKeys
   const float centre = renew ? t_sum * ptx::reciprocal_approximate(weight) : state.centre;
   state.shift = centre - state.centre;
   state.centre = centre;
-  state.t_sum = state.alpha * fmaf(-state.shift, state.weight, state.t_sum);
-  state.weight = __fmul_rn(state.alpha, state.weight);
+  state.sums.rescale(state.alpha, state.shift);
+  state.rounded_sums.rescale(state.alpha, state.shift);
 }
 
 /// scores: s becomes w; t stays. kRenew: a thread of the warp has a score beyond its limit.
@@ -121,7 +131,7 @@ __device__ __forceinline__ void pack_weights(const float (&scores)[Config::kKeys
                                              RowState& state,
                                              uint32_t (&weights)[Config::kKeys / 4]) {
   using Element = typename Config::Element;
-  float weight = 0.0f, t_sum = 0.0f;
+  WeightSums sums, rounded;
 #pragma unroll
   for (int b = 0; b < Config::kKeys / 8; ++b) {
     const float w0 = scores[4 * b], w1 = scores[4 * b + 1];
@@ -129,11 +139,17 @@ __device__ __forceinline__ void pack_weights(const float (&scores)[Config::kKeys
     const float u1 = __fmul_rn(w1, scores[4 * b + 3] - state.centre);
     weights[2 * b] = ptx::pack_pair<Element>(w0, w1);
     weights[2 * b + 1] = ptx::pack_pair<Element>(u0, u1);
-    weight += w0 + w1;
-    t_sum += u0 + u1;
+    sums.weight += w0 + w1;
+    sums.t += u0 + u1;
+    if constexpr (Config::kRoundedSums) {
+      rounded.weight += ptx::pair_sum<Element>(weights[2 * b]);
+      rounded.t += ptx::pair_sum<Element>(weights[2 * b + 1]);
+    }
   }
-  state.weight += weight;
-  state.t_sum += t_sum;
+  state.sums.weight += sums.weight;
+  state.sums.t += sums.t;
+  state.rounded_sums.weight += rounded.weight;
+  state.rounded_sums.t += rounded.t;
 }
 
 /// O1 <- alpha O1, O2 <- alpha (O2 - shift O1).

@@ -30,6 +30,13 @@ uint32_t pack_pair(float low, float high) {
 }
 
 template <typename Element>
+float pair_sum(uint32_t pair) {
+  Element numbers[2];
+  std::memcpy(numbers, &pair, sizeof pair);
+  return static_cast<float>(numbers[0]) + static_cast<float>(numbers[1]);
+}
+
+template <typename Element>
 uint32_t add_zero_times(uint32_t pair, uint32_t sum) {
   Element numbers[2], sums[2];
   std::memcpy(numbers, &pair, sizeof pair);
