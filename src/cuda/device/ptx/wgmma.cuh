@@ -35,9 +35,6 @@ __device__ __forceinline__ void pin(float (&c)[kSize]) {
   for (int i = 0; i < kSize; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
-/// Keeps the compiler from computing a number again where it is used.
-__device__ __forceinline__ void pin(int& x) { asm volatile("" : "+r"(x)); }
-
 /// Describes an operand in shared memory with the 128-byte swizzle: rows of 128 bytes (64 numbers),
 /// 8 rows to an atom of 1024 bytes. Address and offsets are in bytes, multiples of 16.
 ///   K along the rows: `stride` from 8 rows to the next; `leading` is not used.

@@ -44,6 +44,8 @@ class Consumer {
   using Element = typename Config::Element;
   static constexpr int kConsumers = Config::kConsumers, kKeys = Config::kKeys;
   static constexpr int kHeadDim = Config::kHeadDim;
+  /// A last step of which only the newer half is visible is computed as half a step.
+  static constexpr bool kHalfSteps = kKeys == 128 && !kRepair;
   static constexpr bool kTakesTurns = Config::kHeadDim <= 128 && !kRepair;
 
   /// Score products: S and T of 32 queries and kKeys keys.
@@ -61,25 +63,28 @@ class Consumer {
 
   // --- products ---
 
-  /// scores = [Q; R] K' of the keys in the present stage, as one group.
-  __device__ __forceinline__ void issue_scores(Scores& scores) const {
+  /// scores = [Q; R] K' of the keys in the present stage from kFrom on, as one group.
+  template <int kFrom = 0>
+  __device__ __forceinline__ void issue_scores(float (&scores)[(kKeys - kFrom) / 2]) const {
     const uint64_t queries = ptx::operand(
         shared_.query(queries_.stage) + idx_ * 2 * Config::kGroupQueries * Config::kRowBytes,
         /*leading=*/16, /*stride=*/1024);
-    const uint64_t keys = ptx::operand(shared_.key(keys_.stage), /*leading=*/16, /*stride=*/1024);
+    const uint64_t keys = ptx::operand(shared_.key(keys_.stage) + kFrom * Config::kRowBytes,
+                                       /*leading=*/16, /*stride=*/1024);
     ptx::pin(scores);
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kHeadDim / 16; ++k) {
       const int chunk = k / 4, bytes = k % 4 * 32;
-      ptx::Wgmma<kKeys>::template shared_by_shared<Element>(
+      ptx::Wgmma<kKeys - kFrom>::template shared_by_shared<Element>(
           scores, ptx::advance(queries, chunk * Config::kQueryChunkBytes + bytes),
           ptx::advance(keys, chunk * Config::kKeyChunkBytes + bytes), k > 0);
     }
     ptx::wgmma_commit();
   }
 
-  /// sums += weights V of the values in that stage, as one group.
+  /// sums += weights V of the values in that stage from kFrom on, as one group.
+  template <int kFrom = 0>
   __device__ __forceinline__ void issue_values(int stage) {
     if constexpr (kRepair) clear_not_finite<Config>(shared_.value(stage));
     const uint64_t values = ptx::operand(shared_.value(stage), /*leading=*/Config::kKeyChunkBytes,
@@ -87,7 +92,7 @@ class Consumer {
     ptx::pin(sums_);
     ptx::wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < kKeys / 16; ++k)
+    for (int k = kFrom / 16; k < kKeys / 16; ++k)
       ptx::Wgmma<kHeadDim>::template registers_by_shared<Element>(
           sums_, weights_ + 4 * k, ptx::advance(values, k * 16 * Config::kRowBytes), true);
     ptx::wgmma_commit();
@@ -97,19 +102,21 @@ class Consumer {
 
   __device__ __forceinline__ void start_tile() {
     const Tile tile = shared_.load_tile(queries_.stage);
-    const StepRange steps = tile_steps<Config::kQueries, kKeys>(params_, tile);
-    first_step_ = steps.first;
-    step_ = steps.end - 1;
+    const TileSteps steps = tile_steps<Config::kQueries, kKeys>(params_, tile);
+    step_ = 0;
     const int first_query = tile.first_query + idx_ * Config::kGroupQueries;
     const int query = first_query + threadIdx.x % Config::kWarpgroup / 4;
-    visible_ = visible_keys(params_, tile, query);
-    // Steps that every query of this warpgroup sees whole.
+    const KeySpan visible = visible_keys(params_, tile, query);
+    visible_ = {visible.begin - steps.end, visible.end - steps.end};
+    if constexpr (kRepair) keys_end_ = steps.end;
+    // Steps masked_until_ to whole_until_ are whole for every query of this warpgroup.
     const KeySpan oldest = visible_keys(params_, tile, first_query);
     const KeySpan newest = visible_keys(params_, tile, first_query + Config::kGroupQueries - 1);
-    whole_from_ = max(first_step_, (newest.begin + kKeys - 1) / kKeys);
-    masked_from_ = max(whole_from_, oldest.end / kKeys);
-    ptx::pin(whole_from_);
-    ptx::pin(masked_from_);
+    const int last_begin = steps.end - steps.count * kKeys;
+    is_last_half_ = kHalfSteps && steps.count > 1 && oldest.begin >= last_begin + kKeys / 2;
+    num_steps_ = steps.count - (is_last_half_ ? 1 : 0);
+    masked_until_ = min((steps.end - oldest.end + kKeys - 1) / kKeys, num_steps_);
+    whole_until_ = min((steps.end - newest.begin) / kKeys, num_steps_);
     row_ = {.tile = tile.number,
             .token = query < tile.num_queries ? tile.query_row + query : -1,
             .head = tile.head,
@@ -138,20 +145,31 @@ class Consumer {
     for (int i = 0; i < kHeadDim / 2; ++i) sums_[i] = 0.0f;
   }
 
-  /// One more step: its scores, and the values of the step before.
-  template <bool kMasked>
+  /// One more step: its scores, of the keys from kFrom on, and the values of the step before.
+  template <bool kMasked, int kFrom = 0>
   __device__ __forceinline__ void middle_step() {
     Scores scores;
+    [[maybe_unused]] float part_of_scores[(kKeys - kFrom) / 2];  // a product fills an array
     const Ring<Config::kStages> values = keys_;
     keys_.advance();
     ptx::barrier_wait(shared_.full_key(keys_.stage), keys_.parity);
     wait_turn();
-    issue_scores(scores);
+    if constexpr (kFrom == 0)
+      issue_scores(scores);
+    else
+      issue_scores<kFrom>(part_of_scores);
     wait_values(values);
     issue_values(values.stage);
     pass_turn();
     ptx::wgmma_wait<1>();
-    ptx::pin(scores);
+    if constexpr (kFrom == 0) {
+      ptx::pin(scores);
+    } else {
+      ptx::pin(part_of_scores);
+#pragma unroll
+      for (int i = 0; i < kKeys / 2; ++i)
+        scores[i] = i < kFrom / 2 ? 0.0f : part_of_scores[i - kFrom / 2];
+    }
     release(shared_.empty_key(keys_.stage));
     if constexpr (kMasked) hide_keys<Config>(scores, row_span());
     const float largest = largest_score<Config>(scores);
@@ -173,13 +191,16 @@ class Consumer {
   }
 
   __device__ __forceinline__ void middle_steps() {
-    --step_;
+    ++step_;
 #pragma unroll 1
-    for (; step_ >= masked_from_; --step_) middle_step<true>();
+    for (; step_ < masked_until_; ++step_) middle_step<true>();
 #pragma unroll 1
-    for (; step_ >= whole_from_; --step_) middle_step<false>();
+    for (; step_ < whole_until_; ++step_) middle_step<false>();
 #pragma unroll 1
-    for (; step_ >= first_step_; --step_) middle_step<true>();
+    for (; step_ < num_steps_; ++step_) middle_step<true>();
+    if constexpr (kHalfSteps) {
+      if (is_last_half_) middle_step<true, kKeys / 2>();
+    }
   }
 
   /// The last values of this tile together with the first scores of the next, whose tile the loader
@@ -190,7 +211,10 @@ class Consumer {
     keys_.advance();
     wait_values(values);
     wait_turn();
-    issue_values(values.stage);
+    if (kHalfSteps && is_last_half_)
+      issue_values<kKeys / 2>(values.stage);
+    else
+      issue_values(values.stage);
     ptx::barrier_wait(shared_.full_key(keys_.stage), keys_.parity);
     issue_scores(scores);
     pass_turn();
@@ -229,12 +253,15 @@ class Consumer {
 
   /// Of this thread's scores: the visible keys, counted from its first column of the step.
   __device__ __forceinline__ KeySpan row_span() const {
-    const int first = step_ * kKeys + threadIdx.x % 4 * 2;
+    const int first = threadIdx.x % 4 * 2 - (step_ + 1) * kKeys;
     return {visible_.begin - first, visible_.end - first};
   }
 
   __device__ __forceinline__ void store_results() {
-    if constexpr (kRepair) add_not_finite<Config>(params_, row_, visible_, sums_);
+    if constexpr (kRepair) {
+      const KeySpan visible{visible_.begin + keys_end_, visible_.end + keys_end_};
+      add_not_finite<Config>(params_, row_, visible, sums_);
+    }
     if (write_row<Config>(params_, row_, state_, sums_)) flag_tile();
   }
 
@@ -251,10 +278,12 @@ class Consumer {
   const int idx_;  // of this warpgroup among the consumers
 
   Ring<Config::kQueryStages> queries_;
-  Ring<Config::kStages> keys_;  // of the newest scores; values follow a step behind
-  int step_ = 0, first_step_ = 0;
-  int whole_from_ = 0, masked_from_ = 0;
-  KeySpan visible_{};
+  Ring<Config::kStages> keys_;    // of the newest scores; values follow a step behind
+  int step_ = 0, num_steps_ = 0;  // without a last half step
+  int masked_until_ = 0, whole_until_ = 0;
+  bool is_last_half_ = false;
+  int keys_end_ = 0;   // of the tile's newest step, for the repair
+  KeySpan visible_{};  // counted from keys_end_
   ResultRow row_{};
   RowState state_{};
   float sums_[kHeadDim / 2];     // O1 and O2

@@ -198,11 +198,11 @@ __device__ __forceinline__ void load_keys(const ForwardMaps& maps, const Forward
     ptx::barrier_wait(shared.full_query(tiles.stage), tiles.parity);
     const Tile tile = shared.load_tile(tiles.stage);
     if (tile.number < 0) break;
-    const StepRange steps = tile_steps<Config::kQueries, Config::kKeys>(params, tile);
-    for (int step = steps.end - 1; step >= steps.first; --step) {
+    const TileSteps steps = tile_steps<Config::kQueries, Config::kKeys>(params, tile);
+    for (int step = 0; step < steps.count; ++step) {
       const int stage = ring.stage;
       const ptx::BoxOrigin origin{.column = 0,
-                                  .token = tile.key_row + step * Config::kKeys,
+                                  .token = tile.key_row + steps.end - (step + 1) * Config::kKeys,
                                   .head = tile.head / params.call.attention.group,
                                   .batch = tile.batch};
       ptx::barrier_wait(shared.empty_key(stage), ring.parity ^ 1);

@@ -65,17 +65,19 @@ __host__ __device__ inline KeySpan visible_keys(const ForwardParams& params, con
   return visible_keys(params.call.attention, sequence, query);
 }
 
-/// Steps of kKeys keys, [first, end); at least one, so that there always is a result to write.
-struct StepRange {
-  int first, end;
+/// The steps of a tile, the newest first: step s has the kKeys keys from end - (s + 1) kKeys on. The
+/// last one may begin before key 0. There is at least one, so that there always is a result to
+/// write.
+struct TileSteps {
+  int end, count;
 };
 
 template <int kQueries, int kKeys>
-__host__ __device__ inline StepRange tile_steps(const ForwardParams& params, const Tile& tile) {
+__host__ __device__ inline TileSteps tile_steps(const ForwardParams& params, const Tile& tile) {
   const int begin = visible_keys(params, tile, tile.first_query).begin;
   const int last_query = min(tile.first_query + kQueries, tile.num_queries) - 1;
-  const int end = max((visible_keys(params, tile, last_query).end + kKeys - 1) / kKeys, 1);
-  return {min(begin / kKeys, end - 1), end};
+  const int end = visible_keys(params, tile, last_query).end;
+  return {end, max((end - begin + kKeys - 1) / kKeys, 1)};
 }
 
 }  // namespace parallax::cuda::sm90

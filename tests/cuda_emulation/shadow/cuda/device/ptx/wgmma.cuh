@@ -17,7 +17,6 @@ void wgmma_wait() {
 }
 template <int kSize>
 void pin(float (&)[kSize]) {}
-inline void pin(int&) {}
 
 inline uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
   return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
