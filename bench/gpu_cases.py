@@ -123,6 +123,7 @@ SIZES = ((16, 1024), (4, 4096), (1, 16384))
 RATES = {128: ((450, 490), (600, 645), (680, 705)), 64: ((350, 430), (460, 540), (500, 580))}
 # Our time over cuDNN's for softmax attention of the same head size, which is half the work.
 TIMES_CUDNN = (2.0, 1.8, 1.7)
+# At a head size of 128. At 64 FLA's kernel runs at over half of a matrix product's rate.
 SPEEDUP_OVER_FLA = 2.3
 MODEL_DIM = 2048  # heads x head size
 
@@ -131,13 +132,14 @@ def _dense_cases():
     for head_dim, rates in RATES.items():
         for (batch, tokens), rate, times_cudnn in zip(SIZES, rates, TIMES_CUDNN, strict=True):
             heads = MODEL_DIM // head_dim
-            targets = (
+            targets = [
                 Target("tflops", *rate),
                 Target("time_over_cudnn", times_cudnn, at_least=False),
-                Target("speedup_over_fla", SPEEDUP_OVER_FLA),
-            )
+            ]
+            if head_dim == 128:
+                targets.append(Target("speedup_over_fla", SPEEDUP_OVER_FLA))
             name = f"d{head_dim}_causal_{batch}x{tokens}"
-            yield Case(name, batch, tokens, heads, heads, head_dim, targets=targets)
+            yield Case(name, batch, tokens, heads, heads, head_dim, targets=tuple(targets))
 
 
 def _other_cases():

@@ -94,6 +94,16 @@ std::vector<AttentionCase> layout_cases() {
     for (const DType dtype : kTypes)
       cases.push_back(
           {.B = 2, .Tq = 67, .Hq = 6, .Hkv = 2, .D = 61, .dtype = dtype, .layout = layout});
+  for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    cases.push_back(
+        {.B = 2, .Tq = 67, .Hq = 6, .Hkv = 2, .D = 64, .dtype = dtype, .layout = Layout::kGaps});
+    cases.push_back({.Hq = 2,
+                     .Hkv = 1,
+                     .D = 128,
+                     .dtype = dtype,
+                     .layout = Layout::kGaps,
+                     .packed = {{40, 70}, {70, 40}}});
+  }
   return cases;
 }
 INSTANTIATE_TEST_SUITE_P(Layouts, Conformance, ::testing::ValuesIn(layout_cases()), case_name);

@@ -94,7 +94,7 @@ AttentionCase random_attention_case(Dice& dice) {
   c.Hkv = dice.heads_kv();
   c.Hq = c.Hkv * dice.group();
   c.dtype = dice.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
-  c.layout = dice.pick({Layout::kContiguous, Layout::kPadded, Layout::kHeadsFirst});
+  c.layout = dice.pick({Layout::kContiguous, Layout::kPadded, Layout::kGaps, Layout::kHeadsFirst});
   c.mask = dice.one_in(3) ? Mask::kFull : Mask::kCausal;
   if (c.mask == Mask::kCausal && dice.one_in(2)) c.window = dice.between(1, 150);
   c.softmax_scale = dice.scale();
@@ -120,7 +120,8 @@ DecodeCase random_decode_case(Dice& dice) {
                .page_size = dice.pick<int64_t>({0, 0, 1, 7, 16, 64}),
                .softmax_scale = dice.scale(),
                .regime = dice.regime(),
-               .layout = dice.pick({Layout::kContiguous, Layout::kPadded, Layout::kHeadsFirst})};
+               .layout = dice.pick(
+                   {Layout::kContiguous, Layout::kPadded, Layout::kGaps, Layout::kHeadsFirst})};
   c.Hq = c.Hkv * dice.group();
   if (dice.one_in(3)) c.window = dice.between(1, 700);
   const bool ragged = dice.one_in(2);

@@ -123,6 +123,7 @@ std::string AttentionCase::name() const {
          << std::lround(std::abs(*softmax_scale) * 100.0f);
   text << suffix(regime);
   if (layout == Layout::kPadded) text << "_padded";
+  if (layout == Layout::kGaps) text << "_gaps";
   if (layout == Layout::kHeadsFirst) text << "_heads_first";
   return text.str();
 }

@@ -70,9 +70,11 @@ HostTensor::HostTensor(DType dtype, std::vector<int64_t> sizes, Layout layout)
     strides_[dim] = extent;
     extent *= sizes_[dim];
     if (layout == Layout::kPadded) extent += 3;
+    if (layout == Layout::kGaps) extent += 16;
   }
   const auto element = static_cast<int64_t>(size_of(dtype));
-  origin_bytes_ = kGuardBytes + (layout == Layout::kContiguous ? 0 : element);
+  const bool is_aligned = layout == Layout::kContiguous || layout == Layout::kGaps;
+  origin_bytes_ = kGuardBytes + (is_aligned ? 0 : element);
   storage_.assign(static_cast<size_t>(origin_bytes_ + extent * element + kGuardBytes), kPoison);
 }
 

@@ -17,6 +17,7 @@ namespace parallax::testing {
 enum class Layout : uint8_t {
   kContiguous,
   kPadded,      // gaps of odd size after each dimension, so that rows are not aligned
+  kGaps,        // gaps of 16 numbers, which keep rows aligned: views that the copy engine takes
   kHeadsFirst,  // the two dimensions before the last swapped in memory, and an odd offset
 };
 
