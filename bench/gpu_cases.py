@@ -143,7 +143,8 @@ def _dense_cases():
 
 
 def _other_cases():
-    at_4k, at_16k = "d128_causal_4x4096", "d128_causal_1x16384"
+    at_2k, at_4k, at_16k = (f"d128_causal_{size}" for size in ("8x2048", "4x4096", "1x16384"))
+    yield Case(at_2k, 8, 2048, 16, 16, 128)
     for head_dim in (96, 192, 256):
         heads = round(MODEL_DIM / head_dim)
         yield Case(f"d{head_dim}_causal_4x4096", 4, 4096, heads, heads, head_dim)
@@ -152,7 +153,8 @@ def _other_cases():
     yield replace(base, name="d128_gqa_4x4096", heads_kv=8, relative_to=(at_4k, 0.95))
     lengths = packed_lengths(16384, 512, 4096)
     packed = replace(base, batch=1, tokens=sum(lengths), lengths=lengths)
-    yield replace(packed, name="d128_varlen_16k", relative_to=(at_4k, 0.95))
+    # Sequences of 512 to 4096 tokens, beside as many of 2048.
+    yield replace(packed, name="d128_varlen_16k", relative_to=(at_2k, 0.95))
     windowed = replace(base, batch=1, tokens=16384, window=1024)
     yield replace(windowed, name="d128_window1024_1x16384", relative_to=(at_16k, 0.80))
     yield replace(base, name="d128_float16_4x4096", dtype=torch.float16)

@@ -40,6 +40,9 @@ struct Barrier {
 struct NamedBarrier {
   int arrived = 0;
   int64_t generation = 0;
+  bool any = false;              // of the conditions so far
+  bool last_any[2] = {};         // of whole generations, even and odd
+  std::source_location where{};  // of the first arrival
 };
 struct Copy {
   Map map;
@@ -170,16 +173,21 @@ void settle(Barrier& barrier) {
   barrier.pending = barrier.arrivals;
 }
 
-void wait_at(NamedBarrier& barrier, int threads, Arrival arrival) {
+/// Whether any of the threads has passed true, once all are here.
+bool wait_at(NamedBarrier& barrier, int threads, Arrival arrival, bool condition = false) {
   ++device.progress;
   const int64_t generation = barrier.generation;
+  barrier.any |= condition;
   if (++barrier.arrived > threads) fail("too many threads at a barrier");
   if (barrier.arrived == threads) {
     barrier.arrived = 0;
+    barrier.last_any[generation % 2] = barrier.any;
+    barrier.any = false;
     ++barrier.generation;
   } else if (arrival == Arrival::kWait) {
     while (barrier.generation == generation) yield();
   }
+  return barrier.last_any[generation % 2];
 }
 
 void finish_copy(const Copy& copy) {
@@ -331,8 +339,8 @@ void yield() { parallax_switch_stack(&current_fiber().stack_pointer, device.sche
 
 void sync_threads() { wait_at(device.all_threads, device.num_threads, Arrival::kWait); }
 
-void named_barrier(int id, int threads, Arrival arrival) {
-  wait_at(device.named_barriers[id], threads, arrival);
+bool named_barrier(int id, int threads, Arrival arrival, bool condition) {
+  return wait_at(device.named_barriers[id], threads, arrival, condition);
 }
 
 uint32_t exchange(uint32_t value, int source, Source kind) {
@@ -379,14 +387,19 @@ void issue_product(const Product& product) {
 
 void commit_products() { ++current_fiber().num_groups; }
 
-void wait_products(int groups) {
+void wait_products(int groups, const std::source_location& where) {
+  NamedBarrier& warpgroup = device.warpgroups[device.current / kWarpgroup];
+  if (warpgroup.arrived == 0) warpgroup.where = where;
+  if (where.line() != warpgroup.where.line() ||
+      std::strcmp(where.function_name(), warpgroup.where.function_name()) != 0)
+    fail("a warpgroup whose threads wait for products in different places");
   Fiber& fiber = current_fiber();
   auto& issued = fiber.products;
   auto next = issued.begin();
   for (; next != issued.end() && next->group < fiber.num_groups - groups; ++next)
     next->product.run(next->product);
   issued.erase(issued.begin(), next);
-  wait_at(device.warpgroups[device.current / kWarpgroup], kWarpgroup, Arrival::kWait);
+  wait_at(warpgroup, kWarpgroup, Arrival::kWait);
 }
 
 Fragments& fragments(int warp) { return device.fragments[warp]; }

@@ -2,8 +2,9 @@
 // each other. What hardware leaves open is drawn from a seed: the order of warps and lanes,
 // warps that fall behind, when and in which order copies land, whether a product reads its operands
 // when it is issued or only when it is waited for. Right kernels give the same bits with each seed.
-// Deadlocks, too many arrivals, warp operations without all lanes, writes beyond the shared memory,
-// and copies or products that nobody waited for end the program with one line.
+// Deadlocks, too many arrivals, warp operations without all lanes, warpgroups that part ways, writes
+// beyond the shared memory, and copies or products that nobody waited for end the program with one
+// line.
 //
 // Not shown: timing; memory order (fences are empty: copy engine, tensor cores, other blocks); the
 // swizzle (both sides leave it out) and the hardware's checks of descriptors; the number of
@@ -13,6 +14,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <source_location>
 
 /// The shared memory of the block that runs (device.cc).
 extern "C" char parallax_shared_memory[];
@@ -54,7 +56,8 @@ void barrier_init(uint32_t barrier, int arrivals);
 void barrier_arrive(uint32_t barrier, int expected_bytes);
 bool barrier_phase_is_over(uint32_t barrier, int parity);
 enum class Arrival : uint8_t { kGoOn, kWait };
-void named_barrier(int id, int threads, Arrival arrival);
+/// Whether any thread has passed true as `condition`, if this one waits.
+bool named_barrier(int id, int threads, Arrival arrival, bool condition = false);
 
 /// A tensor of 16-bit numbers as the copy engine sees it; strides in bytes.
 struct Map {
@@ -80,8 +83,9 @@ struct Product {
 };
 void issue_product(const Product& product);
 void commit_products();
-/// Returns when at most `groups` of the newest groups are unfinished, in all four warps.
-void wait_products(int groups);
+/// Returns when at most `groups` of the newest groups are unfinished, in all four warps, which must
+/// call it from the same place: the instruction is one of the warpgroup.
+void wait_products(int groups, const std::source_location& where);
 
 /// A fragments of a warp: four words per lane.
 using Fragments = uint32_t[32][4];

@@ -47,6 +47,28 @@ TEST(EmulatedDeviceDeathTest, WarpOperationsNeedEveryLane) {
   EXPECT_DEATH(launch(kTwoWarps, one_lane_left), "without all of its lanes");
 }
 
+TEST(EmulatedDeviceDeathTest, AWarpgroupWaitsForProductsInOnePlace) {
+  constexpr Size kWarpgroup{.blocks_x = 1, .blocks_y = 1, .threads = 128, .shared_bytes = 0};
+  const auto place = [](bool first) {
+    const auto here = std::source_location::current();
+    return first ? here : std::source_location::current();
+  };
+  launch(kWarpgroup, [&] { wait_products(0, place(true)); });
+  const auto one_warp_elsewhere = [&] { wait_products(0, place(threadIdx.x / 32 != 2)); };
+  EXPECT_DEATH(launch(kWarpgroup, one_warp_elsewhere), "in different places");
+}
+
+TEST(EmulatedDevice, ABarrierTellsWhetherAnyThreadSaysYes) {
+  std::vector<bool> found;
+  launch(kTwoWarps, [&] {
+    for (const unsigned who : {40u, 64u, 0u}) {
+      const bool any = named_barrier(3, 64, Arrival::kWait, threadIdx.x == who);
+      if (threadIdx.x == 50) found.push_back(any);
+    }
+  });
+  EXPECT_EQ(found, (std::vector<bool>{true, false, true}));
+}
+
 TEST(EmulatedDeviceDeathTest, WritesBeyondTheSharedMemoryEnd) {
   const auto one_byte_too_far = [] { shared(kBarrier)[kTwoWarps.shared_bytes] = 0; };
   EXPECT_DEATH(launch(kTwoWarps, one_byte_too_far), "beyond the shared memory");

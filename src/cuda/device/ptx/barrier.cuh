@@ -50,6 +50,22 @@ __device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// As sync; whether any of the threads has passed true.
+__device__ __forceinline__ bool named_barrier_any(int id, int threads, bool condition) {
+  int any;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine, anyones;\n"
+      "setp.ne.b32 mine, %3, 0;\n"
+      "barrier.cta.red.or.pred anyones, %1, %2, mine;\n"
+      "selp.b32 %0, 1, 0, anyones;\n"
+      "}"
+      : "=r"(any)
+      : "r"(id), "r"(threads), "r"(static_cast<int>(condition))
+      : "memory");
+  return any != 0;
+}
+
 /// Orders this thread's accesses of shared memory before later ones of the copy engine.
 __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");

@@ -51,6 +51,9 @@ class Consumer {
   /// Score products: S and T of 32 queries and kKeys keys.
   using Scores = float[kKeys / 2];
 
+  // Named barriers; 0 is that of the block, and repair.cuh has one.
+  static constexpr int kFirstVote = 9;
+
   // --- turns: named barrier 1 + i lets consumer i issue its products ---
 
   __device__ __forceinline__ void wait_turn() const {
@@ -173,7 +176,7 @@ class Consumer {
     release(shared_.empty_key(keys_.stage));
     if constexpr (kMasked) hide_keys<Config>(scores, row_span());
     const float largest = largest_score<Config>(scores);
-    if (!__any_sync(~0u, largest > state_.limit))
+    if (!any_of_warpgroup(largest > state_.limit))
       finish_step<false>(scores, largest, values.stage);
     else
       finish_step<true>(scores, largest, values.stage);
@@ -188,6 +191,13 @@ class Consumer {
     release(shared_.empty_value(value_stage));
     pack_weights<Config>(scores, state_, weights_);
     if constexpr (kRenew) rescale_sums<Config>(state_, sums_);
+  }
+
+  /// Of all four warps, which so take the same branch: a wait for products is one instruction of
+  /// theirs. The vote tells the compiler that the branch is uniform.
+  __device__ __forceinline__ bool any_of_warpgroup(bool condition) const {
+    const bool any = ptx::named_barrier_any(kFirstVote + idx_, Config::kWarpgroup, condition);
+    return __any_sync(~0u, any);
   }
 
   __device__ __forceinline__ void middle_steps() {

@@ -23,6 +23,9 @@ inline void named_barrier_sync(int id, int threads) {
 inline void named_barrier_arrive(int id, int threads) {
   emulation::named_barrier(id, threads, emulation::Arrival::kGoOn);
 }
+inline bool named_barrier_any(int id, int threads, bool condition) {
+  return emulation::named_barrier(id, threads, emulation::Arrival::kWait, condition);
+}
 inline void fence_async_shared() {}
 
 }  // namespace parallax::cuda::ptx

@@ -12,8 +12,8 @@ namespace parallax::cuda::ptx {
 inline void wgmma_fence() {}
 inline void wgmma_commit() { emulation::commit_products(); }
 template <int kGroups>
-void wgmma_wait() {
-  emulation::wait_products(kGroups);
+void wgmma_wait(const std::source_location& where = std::source_location::current()) {
+  emulation::wait_products(kGroups, where);
 }
 template <int kSize>
 void pin(float (&)[kSize]) {}
