@@ -2,9 +2,9 @@
 // each other. What hardware leaves open is drawn from a seed: the order of warps and lanes,
 // warps that fall behind, when and in which order copies land, whether a product reads its operands
 // when it is issued or only when it is waited for. Right kernels give the same bits with each seed.
-// Deadlocks, too many arrivals, warp operations without all lanes, warpgroups that part ways, writes
-// beyond the shared memory, and copies or products that nobody waited for end the program with one
-// line.
+// Deadlocks, too many arrivals, warp operations without all lanes, warpgroups whose warps part
+// ways, writes beyond the shared memory, and copies or products that nobody waited for end the
+// program with one line.
 //
 // Not shown: timing; memory order (fences are empty: copy engine, tensor cores, other blocks); the
 // swizzle (both sides leave it out) and the hardware's checks of descriptors; the number of

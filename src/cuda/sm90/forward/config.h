@@ -8,6 +8,9 @@
 
 namespace parallax::cuda::sm90 {
 
+/// Named barriers of a block, the first two one for each consumer; 0 is that of all threads.
+enum NamedBarrier : int { kTurnBarrier = 1, kVoteBarrier = 4, kRepairBarrier = 7 };
+
 /// A block is one warpgroup of loaders and kConsumers warpgroups that compute. A consumer has 32
 /// queries, whose q and r rows alternate by eights in the 64 rows of its products.
 template <typename Element_, int kHeadDim_, bool kRoundedSums_ = false>

@@ -51,17 +51,14 @@ class Consumer {
   /// Score products: S and T of 32 queries and kKeys keys.
   using Scores = float[kKeys / 2];
 
-  // Named barriers; 0 is that of the block, and repair.cuh has one.
-  static constexpr int kFirstVote = 9;
-
-  // --- turns: named barrier 1 + i lets consumer i issue its products ---
+  // --- turns: kTurnBarrier + i lets consumer i issue its products ---
 
   __device__ __forceinline__ void wait_turn() const {
-    if constexpr (kTakesTurns) ptx::named_barrier_sync(1 + idx_, 2 * Config::kWarpgroup);
+    if constexpr (kTakesTurns) ptx::named_barrier_sync(kTurnBarrier + idx_, 2 * Config::kWarpgroup);
   }
   __device__ __forceinline__ void pass_turn() const {
     if constexpr (kTakesTurns)
-      ptx::named_barrier_arrive(1 + (idx_ + 1) % kConsumers, 2 * Config::kWarpgroup);
+      ptx::named_barrier_arrive(kTurnBarrier + (idx_ + 1) % kConsumers, 2 * Config::kWarpgroup);
   }
 
   // --- products ---
@@ -196,7 +193,7 @@ class Consumer {
   /// Of all four warps, which so take the same branch: a wait for products is one instruction of
   /// theirs. The vote tells the compiler that the branch is uniform.
   __device__ __forceinline__ bool any_of_warpgroup(bool condition) const {
-    const bool any = ptx::named_barrier_any(kFirstVote + idx_, Config::kWarpgroup, condition);
+    const bool any = ptx::named_barrier_any(kVoteBarrier + idx_, Config::kWarpgroup, condition);
     return __any_sync(~0u, any);
   }
 

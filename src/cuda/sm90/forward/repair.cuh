@@ -25,7 +25,6 @@ __device__ __forceinline__ uint32_t not_finite_mask(uint32_t pair) {
 template <class Config>
 __device__ __forceinline__ void clear_not_finite(uint32_t values) {
   constexpr int kThreads = Config::kConsumers * Config::kWarpgroup;
-  constexpr int kBarrier = 8;
   for (int word = static_cast<int>(threadIdx.x) - Config::kWarpgroup; word < Config::kKeyBytes / 4;
        word += kThreads) {
     const uint32_t pair = ptx::load_shared(values + word * 4);
@@ -33,7 +32,7 @@ __device__ __forceinline__ void clear_not_finite(uint32_t values) {
     if (mask != 0) ptx::store_shared(values + word * 4, pair & ~mask);
   }
   ptx::fence_async_shared();
-  ptx::named_barrier_sync(kBarrier, kThreads);
+  ptx::named_barrier_sync(kRepairBarrier, kThreads);
 }
 
 /// Puts NaNs where the query sees values that were cleared.

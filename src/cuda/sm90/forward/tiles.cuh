@@ -65,9 +65,8 @@ __host__ __device__ inline KeySpan visible_keys(const ForwardParams& params, con
   return visible_keys(params.call.attention, sequence, query);
 }
 
-/// The steps of a tile, the newest first: step s has the kKeys keys from end - (s + 1) kKeys on. The
-/// last one may begin before key 0. There is at least one, so that there always is a result to
-/// write.
+/// The steps of a tile, the newest first: step s has the kKeys keys from end - (s + 1) kKeys on.
+/// The last one may begin before key 0. There is at least one, so that there is a result to write.
 struct TileSteps {
   int end, count;
 };
