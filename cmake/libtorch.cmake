@@ -30,7 +30,8 @@ target_compile_definitions(plx_libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=${torch
 # The shared libstdc++ comes first, by its own name: some compilers have only libstdc++.a where they
 # look for -lstdc++, and a copy of the runtime beside Torch's breaks exceptions that Torch catches,
 # and std::filesystem, which libtorch_cpu.so exports as its own compiler laid it out.
-find_library(PLX_LIBSTDCXX libstdc++.so.6 PATHS ${CMAKE_CXX_IMPLICIT_LINK_DIRECTORIES} REQUIRED)
+find_library(PLX_LIBSTDCXX libstdc++.so.6 PATHS ${CMAKE_CXX_IMPLICIT_LINK_DIRECTORIES}
+  NO_DEFAULT_PATH NO_CMAKE_FIND_ROOT_PATH REQUIRED)
 mark_as_advanced(PLX_LIBSTDCXX)
 target_link_libraries(plx_libtorch INTERFACE
   -Wl,--no-as-needed ${PLX_LIBSTDCXX} ${torch_root}/lib/libtorch.so -Wl,--as-needed
