@@ -68,6 +68,9 @@ def attention(
     j <= i + Tk - Tq. window (at least 1, needs causal) keeps exactly the `window` newest of those,
     the query's own position included. A query that sees no key gives 0.
 
+    The statistics are allocated and written for return_stats=True and where a gradient may be
+    needed (grad mode is on and an input requires one); out has the same bits without them.
+
     Sums are float32 (float64 for float64); memory is O(T). The result is repeatable bit for bit;
     `deterministic` asks the same of the gradients, and None follows
     torch.are_deterministic_algorithms_enabled(). On the CPU they always are, for any number of
@@ -215,6 +218,12 @@ def _attend(tensors, cu_seqlens, options, deterministic, return_stats) -> Tensor
         deterministic = torch.are_deterministic_algorithms_enabled()
     tensors = [_ops.unit_innermost_stride(tensor) for tensor in tensors]
     state = State(
-        *torch.ops.parallax.attention_forward(*tensors, *cu_seqlens, *options, deterministic)
+        *torch.ops.parallax.attention_forward(
+            *tensors,
+            *cu_seqlens,
+            *options,
+            deterministic,
+            return_stats=bool(return_stats) or _ops.needs_gradient(tensors),
+        )
     )
     return state if return_stats else state.out

@@ -234,16 +234,30 @@ def _check_training(inputs: dict, cu_seqlens: dict, options) -> _Layout:
     return layout
 
 
-def _outputs(q: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """out and out_softmax like q, contiguous; lse and t_mean [B, H, T], or [H, T] packed."""
+def _outputs(q: Tensor, *, return_stats: bool = True) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out and out_softmax like q, contiguous; lse and t_mean [B, H, T], or [H, T] packed.
+
+    Without return_stats the last three are [0].
+    """
     *batch, tokens, heads, _ = q.shape
+    sizes, row_sizes = (q.shape, (*batch, heads, tokens)) if return_stats else ((0,), (0,))
     stats_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    lse, t_mean = (q.new_empty((*batch, heads, tokens), dtype=stats_dtype) for _ in range(2))
-    return q.new_empty(q.shape), q.new_empty(q.shape), lse, t_mean
+    lse, t_mean = (q.new_empty(row_sizes, dtype=stats_dtype) for _ in range(2))
+    return q.new_empty(q.shape), q.new_empty(sizes), lse, t_mean
 
 
 def attention_forward(
-    q, r, k, v, cu_seqlens_q, cu_seqlens_k, scale, causal, window, deterministic=False
+    q,
+    r,
+    k,
+    v,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    scale,
+    causal,
+    window,
+    deterministic=False,
+    return_stats=True,
 ):
     values = {"q": q, "r": r, "k": k, "v": v}
     indices = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
@@ -251,7 +265,7 @@ def attention_forward(
     _check_views(values, indices)
     _check_training(values, indices, (scale, causal, window))
     _check_devices(values | indices)
-    return _outputs(q)
+    return _outputs(q, return_stats=return_stats)
 
 
 def attention_backward(

@@ -91,34 +91,21 @@ def unit_innermost_stride(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
-def _setup_context(ctx, inputs, output) -> None:
-    q, r, k, v, cu_seqlens_q, cu_seqlens_k, scale, causal, window, deterministic = inputs
-    _, out_softmax, lse, t_mean = output
-    ctx.mark_non_differentiable(out_softmax, lse, t_mean)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, r, k, v, *output, cu_seqlens_q, cu_seqlens_k)
-    ctx.options = (scale, causal, window, deterministic)
+def needs_gradient(tensors) -> bool:
+    """Whether autograd may record a call with these inputs, so that it must return statistics.
 
-
-def _backward(ctx, d_out, *_):
-    num_inputs = 10
-    if d_out is None:
-        return (None,) * num_inputs
-    *tensors, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
-    gradients = _ops.attention_backward(
-        unit_innermost_stride(d_out), *tensors, cu_seqlens_q, cu_seqlens_k, *ctx.options
+    Under a transform of torch.func the answer is yes: a tensor inside vmap does not tell that the
+    one around it requires a gradient.
+    """
+    return torch.is_grad_enabled() and (
+        any(tensor.requires_grad for tensor in tensors)
+        or torch._C._are_functorch_transforms_active()
     )
-    return (*gradients, *(None,) * (num_inputs - 4))
 
 
-torch.library.register_autograd(
-    "parallax::attention_forward", _backward, setup_context=_setup_context
-)
-
-
-# A gradient that is asked of the other ops is an error, not silently absent. The error is an op of
-# its own, because torch.compile runs every backward function once, to trace it: an exception there
-# would refuse the forward pass too.
+# A gradient that cannot be had is an error, not silently absent. The error is an op of its own,
+# because torch.compile runs every backward function once, to trace it: an exception there would
+# refuse the forward pass too.
 _library = torch.library.Library("parallax", "FRAGMENT")
 _library.define(
     "refuse_gradient(Tensor gradient, SymInt[] sizes, ScalarType dtype, str message) -> Tensor"
@@ -135,25 +122,63 @@ def _(gradient, sizes, dtype, message):
     return gradient.new_empty(sizes, dtype=dtype)
 
 
+def _keep_shapes(ctx, inputs) -> None:
+    # Shapes, not tensors: a cache that is written to before the backward pass is no error.
+    ctx.inputs = torch.utils._pytree.tree_map(
+        lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else None, inputs
+    )
+
+
+def _refused(ctx, gradient, message: str) -> tuple:
+    def refused(x):
+        return None if x is None else _ops.refuse_gradient(gradient, *x, message)
+
+    return tuple(
+        [refused(x) for x in given] if isinstance(given, list) else refused(given)
+        for given in ctx.inputs
+    )
+
+
 def _refuse_gradients(op: str, reason: str) -> None:
     message = f"parallax::{op} is not differentiable: {reason}"
+    torch.library.register_autograd(
+        f"parallax::{op}",
+        lambda ctx, gradient, *_: _refused(ctx, gradient, message),
+        setup_context=lambda ctx, inputs, output: _keep_shapes(ctx, inputs),
+    )
 
-    def setup_context(ctx, inputs, output):
-        # Shapes, not tensors: a cache that is written to before the backward pass is no error.
-        ctx.inputs = torch.utils._pytree.tree_map(
-            lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else None, inputs
+
+def _setup_context(ctx, inputs, output) -> None:
+    q, r, k, v, cu_seqlens_q, cu_seqlens_k, *ctx.options, ctx.return_stats = inputs
+    _, out_softmax, lse, t_mean = output
+    ctx.mark_non_differentiable(out_softmax, lse, t_mean)
+    ctx.set_materialize_grads(False)
+    if ctx.return_stats:
+        ctx.save_for_backward(q, r, k, v, *output, cu_seqlens_q, cu_seqlens_k)
+    else:
+        _keep_shapes(ctx, inputs)
+
+
+def _backward(ctx, d_out, *_):
+    num_inputs = 11
+    if d_out is None:
+        return (None,) * num_inputs
+    if not ctx.return_stats:
+        message = (
+            "parallax::attention_forward is not differentiable with return_stats=False: the "
+            "gradient needs the statistics"
         )
+        return _refused(ctx, d_out, message)
+    *tensors, cu_seqlens_q, cu_seqlens_k = ctx.saved_tensors
+    gradients = _ops.attention_backward(
+        unit_innermost_stride(d_out), *tensors, cu_seqlens_q, cu_seqlens_k, *ctx.options
+    )
+    return (*gradients, *(None,) * (num_inputs - 4))
 
-    def backward(ctx, gradient, *_):
-        def refused(x):
-            return None if x is None else _ops.refuse_gradient(gradient, *x, message)
 
-        return tuple(
-            [refused(x) for x in given] if isinstance(given, list) else refused(given)
-            for given in ctx.inputs
-        )
-
-    torch.library.register_autograd(f"parallax::{op}", backward, setup_context=setup_context)
+torch.library.register_autograd(
+    "parallax::attention_forward", _backward, setup_context=_setup_context
+)
 
 
 _refuse_gradients(

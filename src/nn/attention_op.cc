@@ -23,7 +23,8 @@ using FourTensors = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using ForwardOp = FourTensors(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
                               const OptionalTensor& cu_seqlens_q,
                               const OptionalTensor& cu_seqlens_k, std::optional<double> scale,
-                              bool causal, std::optional<int64_t> window, bool deterministic);
+                              bool causal, std::optional<int64_t> window, bool deterministic,
+                              bool return_stats);
 using BackwardOp = FourTensors(const Tensor& d_out, const Tensor& q, const Tensor& r,
                                const Tensor& k, const Tensor& v, const Tensor& out,
                                const Tensor& out_softmax, const Tensor& lse, const Tensor& t_mean,
@@ -43,15 +44,23 @@ Tensor unit_innermost_stride(const Tensor& tensor) {
   return tensor.stride(-1) == 1 ? tensor : tensor.clone(at::MemoryFormat::Contiguous);
 }
 
+struct AttentionCall {
+  AttentionSpan span;
+  bool is_recorded;  // by autograd; otherwise nothing is kept for a backward pass
+};
+
 class AttentionFunction : public torch::autograd::Function<AttentionFunction> {
  public:
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& r,
-                        const Tensor& k, const Tensor& v, const AttentionSpan& span) {
+                        const Tensor& k, const Tensor& v, const AttentionCall& call) {
     static const auto op = find_op<ForwardOp>("attention_forward");
+    const AttentionSpan& span = call.span;
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [out, out_softmax, lse, t_mean] =
         op.call(q, r, k, v, span.cu_seqlens, span.cu_seqlens, /*scale=*/std::nullopt,
-                /*causal=*/true, span.window, /*deterministic=*/true);
+                /*causal=*/true, span.window, /*deterministic=*/true,
+                /*return_stats=*/call.is_recorded);
+    if (!call.is_recorded) return out;
     ctx->save_for_backward({q, r, k, v, out, out_softmax, lse, t_mean});
     ctx->saved_data["cu_seqlens"] = span.cu_seqlens;
     ctx->saved_data["window"] = span.window;
@@ -92,7 +101,11 @@ bool has_attention_on(torch::Device device) {
 
 Tensor attention(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
                  const AttentionSpan& span) {
-  return AttentionFunction::apply(q, r, k, v, span);
+  // The function itself runs without grad mode and cannot tell.
+  const bool is_recorded =
+      torch::GradMode::is_enabled() &&
+      (q.requires_grad() || r.requires_grad() || k.requires_grad() || v.requires_grad());
+  return AttentionFunction::apply(q, r, k, v, AttentionCall{span, is_recorded});
 }
 
 Tensor cached_attention(const Tensor& q, const Tensor& r, const Tensor& k_cache,

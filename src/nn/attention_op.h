@@ -26,7 +26,8 @@ struct AttentionSpan {
 ///   q, r [B, T, Hq, D]   k, v [B, T, Hkv, D]   one dtype   ->  out [B, T, Hq, D]
 /// or, with cu_seqlens, packed: [N, Hq, D] and [N, Hkv, D].
 /// Differentiable once with respect to q, r, k and v: a backward pass with create_graph throws
-/// parallax::Error.
+/// parallax::Error. Where autograd records nothing (no grad mode, or no input requires a gradient)
+/// the statistics for the backward pass are neither allocated nor written; out has the same bits.
 torch::Tensor attention(const torch::Tensor& q, const torch::Tensor& r, const torch::Tensor& k,
                         const torch::Tensor& v, const AttentionSpan& span);
 

@@ -39,30 +39,35 @@ Tensor new_contiguous(const Tensor& tensor) {
   return torch::stable::new_empty(tensor, tensor.sizes());
 }
 
+enum class Stats { kReturn, kLeaveOut };
+
 // The four outputs of a call with queries q: [B, T, H, D] and [B, H, T], or packed [T, H, D] and
-// [H, T], all contiguous. The statistics are float32, float64 for float64 queries.
+// [H, T], all contiguous. The statistics are float32, float64 for float64 queries. Left out,
+// out_softmax, lse and t_mean are [0] of the same dtypes, since an op returns no undefined tensor.
 struct OutputTensors {
   Tensor out, out_softmax, lse, t_mean;
+  Stats stats;
 
   /// `name` is that of `q` in messages.
-  explicit OutputTensors(const Tensor& q, std::string_view name)
-      : out(new_contiguous(q)), out_softmax(new_contiguous(q)) {
+  OutputTensors(const Tensor& q, std::string_view name, Stats wanted = Stats::kReturn)
+      : out(new_contiguous(q)), stats(wanted) {
     PLX_CHECK(q.dim() == 3 || q.dim() == 4, name, " has ", q.dim(),
               " dimensions; it must be [B, Tq, Hq, D], or packed [total_q, Hq, D]");
-    lse = empty_statistics(q);
-    t_mean = empty_statistics(q);
-  }
-
-  static Tensor empty_statistics(const Tensor& q) {
-    std::vector<int64_t> sizes(q.sizes().begin(), q.sizes().end() - 1);
-    std::swap(sizes[sizes.size() - 2], sizes[sizes.size() - 1]);
+    std::vector<int64_t> sizes(q.sizes().begin(), q.sizes().end());
+    std::vector<int64_t> row_sizes(sizes.begin(), sizes.end() - 1);
+    std::swap(row_sizes[row_sizes.size() - 2], row_sizes[row_sizes.size() - 1]);
+    if (stats == Stats::kLeaveOut) sizes = row_sizes = {0};
     const bool is_double = q.scalar_type() == ScalarType::Double;
-    return torch::stable::new_empty(q, sizes, is_double ? ScalarType::Double : ScalarType::Float);
+    const ScalarType row_type = is_double ? ScalarType::Double : ScalarType::Float;
+    out_softmax = torch::stable::new_empty(q, sizes);
+    lse = torch::stable::new_empty(q, row_sizes, row_type);
+    t_mean = torch::stable::new_empty(q, row_sizes, row_type);
   }
 
   template <typename Args>
   void set_views(Args& args) const {
     args.out = mutable_view(out, "out");
+    if (stats == Stats::kLeaveOut) return;
     args.out_softmax = mutable_view(out_softmax, "out_softmax");
     args.lse = mutable_view(lse, "lse");
     args.t_mean = mutable_view(t_mean, "t_mean");
@@ -82,8 +87,8 @@ Mask mask_of(bool causal) { return causal ? Mask::kCausal : Mask::kFull; }
 Outputs forward_kernel(const Tensor& q, const Tensor& r, const Tensor& k, const Tensor& v,
                        const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k,
                        std::optional<double> scale, bool causal, std::optional<int64_t> window,
-                       bool /*deterministic: the forward pass always is*/) {
-  const OutputTensors outputs(q, "q");
+                       bool /*deterministic: the forward pass always is*/, bool return_stats) {
+  const OutputTensors outputs(q, "q", return_stats ? Stats::kReturn : Stats::kLeaveOut);
   ForwardArgs args{.q = const_view(q, "q"),
                    .r = const_view(r, "r"),
                    .k = const_view(k, "k"),
@@ -180,11 +185,14 @@ Outputs merge_states_kernel(const std::vector<Tensor>& out, const std::vector<Te
 }  // namespace
 }  // namespace parallax::torch_ops
 
-// `deterministic` of attention_forward is for its backward op, which autograd calls.
+// `deterministic` of attention_forward is for its backward op, which autograd calls. Without
+// return_stats (inference) out has the same bits, out_softmax, lse and t_mean are empty, [0], and
+// attention_backward refuses them.
 STABLE_TORCH_LIBRARY(parallax, library) {
   library.def(
       "attention_forward(Tensor q, Tensor r, Tensor k, Tensor v, Tensor? cu_seqlens_q, "
-      "Tensor? cu_seqlens_k, float? scale, bool causal, int? window, bool deterministic=False) "
+      "Tensor? cu_seqlens_k, float? scale, bool causal, int? window, "
+      "bool deterministic=False, bool return_stats=True) "
       "-> (Tensor out, Tensor out_softmax, Tensor lse, Tensor t_mean)");
   library.def(
       "attention_backward(Tensor d_out, Tensor q, Tensor r, Tensor k, Tensor v, Tensor out, "

@@ -49,6 +49,11 @@ def test_opcheck_attention_forward(case, needs_gradient):
 
 
 @pytest.mark.parametrize("case", FORWARD_CASES)
+def test_opcheck_attention_forward_without_statistics(case):
+    opcheck(ops.attention_forward.default, FORWARD_CASES[case](), {"return_stats": False})
+
+
+@pytest.mark.parametrize("case", FORWARD_CASES)
 def test_opcheck_attention_backward(case):
     *inputs, cu_q, cu_k, scale, causal, window = FORWARD_CASES[case]()[:9]
     saved = ops.attention_forward(*inputs, cu_q, cu_k, scale, causal, window)
@@ -186,7 +191,10 @@ def test_an_empty_packed_batch_has_compiled_gradients():
 @pytest.mark.parametrize("sizes", [(2, 0, 7), (0, 5, 7), (2, 5, 0)], ids=str)
 def test_opcheck_empty_tensors(sizes):
     tensors = [x.requires_grad_() for x in make_inputs(*sizes, 4, 2, 8)]
-    opcheck(ops.attention_forward.default, (*tensors, None, None, None, True, None))
+    arguments = (None, None, None, True, None)
+    opcheck(ops.attention_forward.default, (*tensors, *arguments))
+    tensors = [x.detach() for x in tensors]
+    opcheck(ops.attention_forward.default, (*tensors, *arguments), {"return_stats": False})
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

@@ -160,6 +160,40 @@ def test_packed_matches_the_definition(cu_q, cu_k, options, dtype, cuda_backend)
         check_gradients(parts, truth, dtype)
 
 
+def check_inference(attend, inputs, **options):
+    """`out` has the same bits whether or not the statistics are computed."""
+    state = attend(*inputs, return_stats=True, **options)
+    with torch.no_grad():
+        assert equal_bits([attend(*inputs, **options)], [state.out])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("shape", "options"), DENSE_CASES, ids=str)
+def test_dense_inference_has_the_bits_of_training(shape, options, dtype, cuda_backend):
+    check_inference(parallax.attention, on_device(make_inputs(*shape, dtype)), **options)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("cu_q", "cu_k", "options"), PACKED_CASES, ids=str)
+def test_packed_inference_has_the_bits_of_training(cu_q, cu_k, options, dtype, cuda_backend):
+    cu_k = cu_q if cu_k is None else cu_k
+    tensors = on_device(x[0] for x in make_inputs(1, cu_q[-1], cu_k[-1], 4, 2, 128, dtype))
+    inputs = (*tensors, int32(*cu_q), int32(*cu_k))
+    check_inference(parallax.varlen_attention, inputs, **options)
+
+
+def test_statistics_that_are_left_out_are_empty(cuda_backend):
+    op = torch.ops.parallax.attention_forward
+    for dtype in TOLERANCE:
+        inputs = on_device(make_inputs(1, 70, 70, 4, 2, 64, dtype))
+        with_stats = op(*inputs, None, None, None, True, None)
+        without = op(*inputs, None, None, None, True, None, return_stats=False)
+        assert equal_bits(without[:1], with_stats[:1])
+        for left_out, returned in zip(without[1:], with_stats[1:], strict=True):
+            assert left_out.shape == (0,)
+            assert (left_out.dtype, left_out.device) == (returned.dtype, returned.device)
+
+
 def test_packed_equals_one_call_per_sequence(cuda_backend):
     cu = [0, 130, 131, 400]
     inputs = [x[0] for x in on_device(make_inputs(1, 400, 400, 4, 2, 64, torch.bfloat16))]

@@ -44,6 +44,13 @@ def test_opcheck_forward(window, needs_gradient):
     opcheck(ops.attention_forward.default, (*tensors, None, None, None, True, window))
 
 
+@pytest.mark.parametrize("window", [None, 3])
+def test_opcheck_forward_without_statistics(window):
+    tensors = on_device(make_inputs(2, 5, 7, 4, 2, 64, torch.bfloat16))
+    arguments = (*tensors, None, None, None, True, window)
+    opcheck(ops.attention_forward.default, arguments, {"return_stats": False})
+
+
 def test_opcheck_packed_forward_and_backward():
     tensors = [x[0] for x in on_device(make_inputs(1, 9, 11, 4, 2, 64, torch.bfloat16))]
     options = (int32(0, 4, 9), int32(0, 5, 11), 0.5, True, None, True)
@@ -75,6 +82,15 @@ def test_compiled_forward_and_backward_have_the_eager_bits():
         out = attend(*leaves)
         results.append([out.detach(), *torch.autograd.grad(out, leaves, d_out)])
     assert equal_bits(*results)
+
+
+def test_compiled_inference_has_the_eager_bits():
+    pytest.importorskip("triton", reason="torch.compile for GPUs needs Triton")
+    torch._dynamo.reset()
+    inputs = dense_inputs(2, 130, 140, 4, 2, 64)[:4]
+    compiled = torch.compile(parallax.attention, fullgraph=True)
+    state = parallax.attention(*inputs, return_stats=True)
+    assert equal_bits([compiled(*inputs)], [state.out])
 
 
 def test_compiled_decode_has_the_eager_bits():
@@ -117,14 +133,16 @@ def check_replays(run, static, draw_inputs):
         assert equal_bits(replayed, run())
 
 
+@pytest.mark.parametrize("return_stats", [True, False], ids=["statistics", "inference"])
 @pytest.mark.parametrize("options", [{}, {"causal": False}, {"window": 70}], ids=str)
-def test_a_replay_of_attention_has_the_eager_bits(options, cuda_backend):
+def test_a_replay_of_attention_has_the_eager_bits(options, return_stats, cuda_backend):
     shape = (2, 200, 200, 4, 2, 128)
     static = dense_inputs(*shape)[:4]
 
     def run():
         with torch.no_grad():
-            return list(parallax.attention(*static, return_stats=True, **options))
+            results = parallax.attention(*static, return_stats=return_stats, **options)
+        return list(results) if return_stats else [results]
 
     check_replays(run, static, lambda: dense_inputs(*shape)[:4])
 
@@ -242,6 +260,16 @@ def test_later_keys_change_no_bit_of_earlier_rows(hidden, dim, cuda_backend):
     k[:, seen:], v[:, seen:] = HIDDEN[hidden], HIDDEN[hidden]
     after = forward_and_backward(q, r, k, v, d_out)
     assert equal_bits(*(of_queries(x, slice(seen)) for x in (after, before)))
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize("dim", [64, 128])
+def test_later_keys_change_no_bit_of_earlier_rows_in_inference(hidden, dim, cuda_backend):
+    q, r, k, v, _ = dense_inputs(2, 300, 300, 4, 2, dim)
+    seen = 170
+    before = parallax.attention(q, r, k, v, return_stats=True).out
+    k[:, seen:], v[:, seen:] = HIDDEN[hidden], HIDDEN[hidden]
+    assert equal_bits([parallax.attention(q, r, k, v)[:, :seen]], [before[:, :seen]])
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

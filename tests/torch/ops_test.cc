@@ -18,14 +18,21 @@ using OptionalTensor = std::optional<at::Tensor>;
 using ForwardOp = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>(
     const at::Tensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
     const OptionalTensor&, const OptionalTensor&, std::optional<double>, bool,
-    std::optional<int64_t>, bool);
+    std::optional<int64_t>, bool, bool);
 
-at::Tensor forward_op(const std::vector<at::Tensor>& qrkv) {
+enum class Stats { kReturn, kLeaveOut };
+
+auto call_forward(const std::vector<at::Tensor>& qrkv, Stats stats) {
   static const std::string name = std::string(parallax_torch_ops) + "::attention_forward";
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow(name.c_str(), "").typed<ForwardOp>();
-  return std::get<0>(op.call(qrkv[0], qrkv[1], qrkv[2], qrkv[3], std::nullopt, std::nullopt,
-                             std::nullopt, true, std::nullopt, false));
+  return op.call(qrkv[0], qrkv[1], qrkv[2], qrkv[3], std::nullopt, std::nullopt, std::nullopt,
+                 /*causal=*/true, std::nullopt, /*deterministic=*/false,
+                 /*return_stats=*/stats == Stats::kReturn);
+}
+
+at::Tensor forward_op(const std::vector<at::Tensor>& qrkv) {
+  return std::get<0>(call_forward(qrkv, Stats::kReturn));
 }
 
 std::vector<at::Tensor> random_inputs(int64_t num_tokens) {
@@ -58,6 +65,21 @@ TEST(OpLibrary, OpEqualsTheFunctionOfTheSameName) {
                      .v = view_of<ConstTensorView>(qrkv[3]),
                      .out = view_of<TensorView>(expected)});
   EXPECT_TRUE(torch::equal(forward_op(qrkv), expected));
+}
+
+TEST(OpLibrary, StatisticsThatAreLeftOutAreEmpty) {
+  for (const auto dtype : {torch::kFloat, torch::kBFloat16, torch::kHalf, torch::kDouble}) {
+    auto qrkv = random_inputs(40);
+    for (at::Tensor& tensor : qrkv) tensor = tensor.to(dtype);
+    const auto all = call_forward(qrkv, Stats::kReturn);
+    const auto [out, out_softmax, lse, t_mean] = call_forward(qrkv, Stats::kLeaveOut);
+    EXPECT_TRUE(torch::equal(out, std::get<0>(all)));
+    for (const at::Tensor& tensor : {out_softmax, lse, t_mean})
+      EXPECT_EQ(tensor.sizes(), at::IntArrayRef({0}));
+    EXPECT_EQ(out_softmax.scalar_type(), dtype);
+    EXPECT_EQ(lse.scalar_type(), std::get<2>(all).scalar_type());
+    EXPECT_EQ(t_mean.scalar_type(), std::get<3>(all).scalar_type());
+  }
 }
 
 TEST(OpLibrary, RefusalKeepsTheLibrarysWords) {
