@@ -19,7 +19,16 @@ from pathlib import Path
 
 import gpu_accuracy
 import torch
-from gpu_calls import PEERS, AbsentError, backend_of, make_peer, one_line, ours, poisoned_memory
+from gpu_calls import (
+    PEERS,
+    AbsentError,
+    backend_of,
+    make_peer,
+    one_line,
+    ours,
+    ours_for_inference,
+    poisoned_memory,
+)
 from gpu_cases import Case, make_inputs, select_cases
 from gpu_reference import Rows, compare, refusals, sample
 from gpu_timing import TimingOptions, gemm_tflops, time_call, time_graph
@@ -28,7 +37,8 @@ EPILOG = """\
 TFLOP/s: 8 D per visible (query, key) pair, a dense causal mask counted as T^2 / 2. gemm: share of
 the matrix product's rate. x cudnn, x flash: our time over theirs, which have half the work at equal
 D (2 is parity). fla x: their time over ours. targets: what is asked for, then the value.
-The inference mode (no saved tensors) is not timed: the ops always return the statistics.
+inference: the same call without the tensors that are saved for training, whose `out` must have the
+same bits; x training is its time over ours above. All other numbers are of the training form.
 
 examples:
   python3 bench/attention_gpu.py
@@ -128,10 +138,11 @@ class Benchmark:
             row["lengths"] = case.lengths
         inputs = make_inputs(case, self.device)
         samples = sample(case, inputs)
-        candidate = ours(case, inputs)
+        candidate, inference = ours(case, inputs), ours_for_inference(case, inputs)
         row["backend"] = backend_of(candidate.run)
         with poisoned_memory():
             results = candidate.results()
+            out_of_inference = inference.results()["out"]
         errors = compare(samples, results)
         row["num_rows"] = sum(len(rows.rows) for rows in samples)
         row["errors"] = {name: vars(error) for name, error in errors.items()}
@@ -141,11 +152,15 @@ class Benchmark:
             for name, x in results.items()
             if (count := int((~x.isfinite()).sum())) > 0
         ]
+        out_bytes = (x.view(torch.uint8) for x in (out_of_inference, results["out"]))
+        if not torch.equal(*out_bytes):
+            wrong.append("inference: out has other bits than with the saved tensors")
         if wrong:
             return {**row, "wrong": wrong}
-        del results
+        del results, out_of_inference
         row["gemm_tflops"] = self.measure_gemm()
         self.time_ours(case, candidate.run, row)
+        self.time_inference(inference.run, row)
         for name in self.options.peers:
             self.time_peer(name, case, inputs, samples, row)
         self.judge(case, row)
@@ -162,6 +177,17 @@ class Benchmark:
             row["graph_failed"] = graph
         elif graph is not None:
             row |= {"graph_ms": graph.ms, "graph_quartiles_ms": graph.quartiles_ms}
+
+    def time_inference(self, run, row: dict[str, object]) -> None:
+        timing = time_call(run, self.device, self.timing)
+        row |= {"inference_ms": timing.ms, "inference_quartiles_ms": timing.quartiles_ms}
+        row["inference_time_over_training"] = timing.ms / row["ms"]
+        graph = self.time_graph(run)
+        if isinstance(graph, str):
+            row["inference_graph_failed"] = graph
+        elif graph is not None:
+            row["inference_graph_ms"] = graph.ms
+            row["inference_graph_quartiles_ms"] = graph.quartiles_ms
 
     def time_graph(self, run):
         """A Timing, the reason why there is none, or None where none was asked for."""
@@ -248,14 +274,19 @@ def print_row(row: dict[str, object]) -> None:
     low, high = row["quartiles_ms"]
     print(f"    quartiles {low:.3f} to {high:.3f} ms of {row['rounds']} runs, "
           f"gemm {row['gemm_tflops']:.0f} TFLOP/s")  # fmt: skip
+    low, high = row["inference_quartiles_ms"]
+    print(f"    inference: {row['inference_ms']:.3f} ms ({low:.3f} to {high:.3f}), graph "
+          f"{text_of(row.get('inference_graph_ms'), 0, 3)}, x training "
+          f"{row['inference_time_over_training']:.3f}")  # fmt: skip
     for name, ms in row.get("peers_ms", {}).items():
         low, high = row["peers_quartiles_ms"][name]
         graph = row.get("peers_graph_ms", {}).get(name)
         print(f"    {name}: {ms:.3f} ms ({low:.3f} to {high:.3f}), graph {text_of(graph, 0, 3)}")
     for name, reason in row.get("absent", {}).items():
         print(f"    {name} is absent: {reason}")
-    if "graph_failed" in row:
-        print(f"    the CUDA graph FAILED: {row['graph_failed']}")
+    for name, what in (("graph_failed", "the"), ("inference_graph_failed", "the inference's")):
+        if name in row:
+            print(f"    {what} CUDA graph FAILED: {row[name]}")
     sys.stdout.flush()
 
 

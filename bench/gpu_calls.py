@@ -40,15 +40,27 @@ class Candidate:
 
 
 def ours(case: Case, inputs: Inputs) -> Candidate:
-    options = {"causal": case.causal, "window": case.window, "return_stats": True}
+    """The training form: with the tensors that are saved for the backward pass."""
+    run = _ours(case, inputs, return_stats=True)
+    return Candidate("parallax", run, lambda: run()._asdict())
+
+
+def ours_for_inference(case: Case, inputs: Inputs) -> Candidate:
+    """The same without the saved tensors, as the functions compute it where grad mode is off."""
+    run = _ours(case, inputs, return_stats=False)
+    return Candidate("parallax inference", run, lambda: {"out": run()})
+
+
+def _ours(case: Case, inputs: Inputs, **options) -> Callable[[], object]:
+    options |= {"causal": case.causal, "window": case.window}
+    *tensors, cu_seqlens = inputs
 
     def run():
-        *tensors, cu_seqlens = inputs
         if cu_seqlens is None:
             return parallax.attention(*tensors, **options)
         return parallax.varlen_attention(*tensors, cu_seqlens, cu_seqlens, **options)
 
-    return Candidate("parallax", run, lambda: run()._asdict())
+    return run
 
 
 def fla(case: Case, inputs: Inputs) -> Candidate:

@@ -65,11 +65,15 @@ def test_times_are_written_with_errors_and_peers(tmp_path):
     for row in rows:
         assert row["case"] in printed
         assert row["ms"] > 0 and row["tflops"] > 0 and row["share_of_gemm"] > 0
+        assert row["inference_time_over_training"] == row["inference_ms"] / row["ms"] > 0
+        low, high = row["inference_quartiles_ms"]
+        assert low <= row["inference_ms"] <= high
         assert row["backend"] == "cpu" and row["commit"] == "1a2b3c4"
         assert set(row["errors"]) == {"out", "out_softmax", "lse", "t_mean"}
         assert len(row["errors"]["out"]["at"]) == 4
         assert row["absent"]["cudnn"] == "it needs a CUDA device"
         assert ("sdpa" in row.get("time_over", {})) == (row["mask"] in ("causal", "full"))
+    assert printed.count("    inference: ") == len(rows)
 
 
 def test_errors_are_written_for_each_regime(tmp_path):
@@ -99,6 +103,33 @@ def test_wrong_results_are_refused(case):
         place = place if case.lengths else (last.sequence, *place)
         wrong[name][place] = view[-1]
         assert [name in text for text in refusals(case, compare(samples, wrong))].count(True) >= 1
+
+
+@pytest.mark.parametrize("case", select_cases("d64_causal_4x4096|varlen", small=True))
+def test_inference_is_timed_without_statistics_and_refused_with_other_bits(case, monkeypatch):
+    options = attention_gpu.parse_arguments(["--small", "--device", "cpu", "--peers", "none"])
+    benchmark = attention_gpu.Benchmark(options, CPU)
+    calls = []
+
+    def forward(*arguments, return_stats):
+        calls.append(return_stats)
+        return op(*arguments, return_stats=return_stats)
+
+    op = torch.ops.parallax.attention_forward
+    monkeypatch.setattr(torch.ops.parallax, "attention_forward", forward)
+    assert "wrong" not in benchmark.run_case(case)
+    assert calls.count(False) > benchmark.timing.min_runs
+
+    def one_bit_off(*arguments, return_stats):
+        out, *stats = op(*arguments, return_stats=return_stats)
+        if not return_stats:
+            out.flatten()[-1:].view(torch.int16).bitwise_xor_(1)
+        return out, *stats
+
+    monkeypatch.setattr(torch.ops.parallax, "attention_forward", one_bit_off)
+    row = benchmark.run_case(case)
+    assert row["wrong"] == ["inference: out has other bits than with the saved tensors"]
+    assert "ms" not in row and "inference_ms" not in row
 
 
 def test_targets_are_judged():
