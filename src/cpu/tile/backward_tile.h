@@ -1,4 +1,4 @@
-// Backward in one pass: 8 products per pair of tiles where two passes take 11. A task is 64 rows
+// Backward in one pass: 8 products per pair of tiles where two passes take 11. A task is 128 rows
 // against all keys they see, with the score gradients of score_gradients.h:
 //   [dQ | dR] += K' [scale ds | dt]     rows in the lanes, kept over the keys
 //   dK  = [scale ds | dt] [Q; R]        the head dimension in the lanes, per tile of keys
@@ -9,15 +9,18 @@
 #pragma once
 
 #include "cpu/tile/forward_tile.h"
+#include "cpu/tile/key_prefetch.h"
 #include "cpu/tile/score_gradients.h"
 
 namespace parallax::cpu {
 namespace {
 
-/// Parts of kWideRows rows in a task: the rows' panels and a tile of keys share the second-level
-/// cache.
-constexpr int kFusedParts = 2;
+/// Parts of kWideRows rows in a task. The more rows, the fewer times k, v, dk and dv are read; their
+/// panels, 688 KB at D = 128, stay in the second-level cache.
+constexpr int kFusedParts = 4;
 constexpr int kFusedRows = kFusedParts * kWideRows;
+/// Scratch of a task, floats per number of Dp: the rows of FusedPart, and five of [kKeyTile].
+constexpr int kFusedScratch = kFusedParts * 8 * kWideRows + 5 * kKeyTile;
 
 /// kWideRows rows of a task, what they are multiplied by and what they sum.
 struct FusedPart {
@@ -30,6 +33,10 @@ struct FusedPart {
   bool finite;         // all of rows and d_out
   RowConstants<kWideRows> constants;
   RowLimits<kWideRows> limits;
+
+  bool sees(int64_t first_key) const {
+    return first_key < tile.key_end && first_key + kKeyTile > tile.key_begin;
+  }
 };
 
 /// One tile of keys, and what the parts of the task add up for it.
@@ -42,6 +49,7 @@ struct FusedKeys {
 };
 
 struct FusedWork {
+  KeyPrefetch next;
   float* g;      // [kKeyTile][kWideRows]
   float* spare;  // [kKeyTile][Dp]
   ScoreTile<kWideRows> scores;
@@ -115,12 +123,30 @@ static void fused_step(const TileInputs& in, const FusedKeys& keys, FusedPart& p
   scores.masked = part.limits.cut(keys.first_key, keys.num_keys);
   if (scores.masked) part.limits.relative(keys.first_key, scores.begin, scores.end);
   set_product<kRows>(work.g, keys.v, part.d_out_panel, size);
+  work.next.ask();
   set_product<2 * kRows>(scores.scores, keys.k, part.panel, size);
+  work.next.ask();
   query_score_gradients<kRows, /*kWeights=*/true>(scores, work.g, part.constants, in.softmax_scale);
   scores.add_product(part.sums, keys.k, in.head_dim, work.spare);
+  work.next.ask();
   add_key_part<kSums>(part, scores, keys.dk, {part.rows, {scores.scores, 2 * kRows}, 2 * kRows},
                       work.spare);
+  work.next.ask();
   add_key_part<kSums>(part, scores, keys.dv, {part.d_out, {work.g, kRows}, kRows}, work.spare);
+}
+
+/// One tile of keys against all parts that see it: at least one does.
+static void fused_steps(const TileInputs& in, const FusedKeys& keys, FusedPart* parts,
+                        int num_parts, FusedWork& work) {
+  bool is_first = true;
+  for (int idx = 0; idx < num_parts; ++idx) {
+    if (!parts[idx].sees(keys.first_key)) continue;
+    if (is_first)
+      fused_step<Sums::kSet>(in, keys, parts[idx], work);
+    else
+      fused_step<Sums::kAdd>(in, keys, parts[idx], work);
+    is_first = false;
+  }
 }
 
 /// sums += part, or the total to `target` at the last turn. part becomes the total.
@@ -154,7 +180,10 @@ static void fused_backward_tile(const BackwardInputs& inputs, const QueryTile& t
                  .v = {},
                  .dk = {cursor.take(kKeyTile * padded), padded},
                  .dv = {cursor.take(kKeyTile * padded), padded}};
-  FusedWork work{.g = cursor.take(kKeyTile * kWideRows),
+  FusedWork work{.next = {{key_rows_of(in.k), key_rows_of(in.v), constant(gradients.dk_sums),
+                           constant(gradients.dv_sums)},
+                          head_dim},
+                 .g = cursor.take(kKeyTile * kWideRows),
                  .spare = cursor.take(kKeyTile * padded),
                  .scores = {.scores = cursor.take(kKeyTile * 2 * kWideRows),
                             .num_keys = 0,
@@ -174,8 +203,8 @@ static void fused_backward_tile(const BackwardInputs& inputs, const QueryTile& t
     keys.num_added = left < kKeyTile ? left : kKeyTile;
     keys.k = load_keys(in.k, key, keys.num_keys, head_dim, padded, key_rows);
     keys.v = load_keys(in.v, key, keys.num_keys, head_dim, padded, key_rows + kKeyTile * padded);
-    fused_step<Sums::kSet>(in, keys, parts[0], work);
-    for (int idx = 1; idx < num_parts; ++idx) fused_step<Sums::kAdd>(in, keys, parts[idx], work);
+    work.next.start(key + kKeyTile, tile.key_end, 4 * num_parts);
+    fused_steps(in, keys, parts, num_parts, work);
     const KeyTurn turn = gradients.turns.wait(gradients.turns.queue, key / kKeyTile);
     add_key_rows(gradients.dk_sums, gradients.dk, keys, keys.dk, turn, head_dim);
     add_key_rows(gradients.dv_sums, gradients.dv, keys, keys.dv, turn, head_dim);

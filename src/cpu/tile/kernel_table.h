@@ -53,7 +53,7 @@ constexpr Kernels make_kernels(const char* isa) {
           .key_tile = kKeyTile,
           .fused_rows = kFusedRows,
           .padding = kPadding,
-          .scratch_per_dim = 13 * 64,
+          .scratch_per_dim = kFusedScratch,
           .scratch_fixed = 5 * 64 * 64,
           .pack = nullptr,
           .wave_bytes = 0,

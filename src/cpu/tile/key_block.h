@@ -58,8 +58,6 @@ PLX_INLINE RowRuns row_runs(const int64_t* offsets, int num_heads, int64_t row_b
   return {offsets, num_heads, row_bytes};
 }
 
-constexpr int kLineBytes = 64;
-
 /// Lines of memory that so many numbers take, at least one.
 template <DType kType, int kNumbers>
 constexpr int kLines = [] {

@@ -120,6 +120,9 @@ static void store_rows(const RowTensor<void>& tensor, const float* tile, const Q
               head_dim);
 }
 
+/// Of the caches.
+constexpr int kLineBytes = 64;
+
 PLX_INLINE const void* key_address(const KeyTensor& tensor, int64_t key) {
   int64_t offset = key * tensor.token_stride;
   if (tensor.pages != nullptr) {
