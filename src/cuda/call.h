@@ -18,6 +18,10 @@ struct Operand {
   int64_t batch_stride, token_stride, head_stride;
 };
 
+inline Operand<const void> as_const(const Operand<void>& operand) {
+  return {operand.data, operand.batch_stride, operand.token_stride, operand.head_stride};
+}
+
 /// lse or t_mean: one float per query and head. Packed: batch_stride is 0.
 template <typename Pointee>
 struct Statistic {

@@ -5,14 +5,13 @@
 
 #include <vector>
 
-#include "cuda/sm90/forward/schedule.h"
 #include "cuda/sm90/forward/tiles.cuh"
+#include "cuda/sm90/schedule.h"
 
 namespace parallax::cuda::sm90 {
 namespace {
 
 constexpr int kQueries = 64, kKeys = 128;
-constexpr ForwardTile kTile = {.queries = kQueries, .warps = 8};
 
 struct Lengths {
   int num_queries, num_keys;
@@ -54,14 +53,14 @@ void check_tiles(Case c, int64_t l2_bytes) {
   const AttentionCall call = c.call();
   ForwardParams params{};
   params.call.attention = call;
-  params.schedule = make_schedule(call, kTile, l2_bytes);
+  params.schedule = make_schedule(call, TileRows::kQueries, kQueries, l2_bytes);
   const int num_sequences = static_cast<int>(c.sequences.size());
   std::vector<std::vector<int>> counts(static_cast<size_t>(num_sequences * c.heads));
   for (int idx = 0; idx < num_sequences * c.heads; ++idx)
     counts[idx].resize(c.sequences[idx / c.heads].num_queries);
   for (int number = 0; number < params.schedule.num_tiles; ++number) {
     Tile tile{};
-    if (!find_tile<kQueries>(params, number, tile)) continue;
+    if (!find_tile<TileRows::kQueries>(call, params.schedule, kQueries, number, tile)) continue;
     ASSERT_EQ(tile.number, number);
     int sequence = tile.batch;
     if (c.packed)
@@ -71,12 +70,12 @@ void check_tiles(Case c, int64_t l2_bytes) {
     ASSERT_EQ(tile.num_keys, c.sequences[sequence].num_keys);
     ASSERT_EQ(tile.query_row, c.packed ? c.starts_q[sequence] : 0);
     ASSERT_EQ(tile.key_row, c.packed ? c.starts_k[sequence] : 0);
-    ASSERT_EQ(tile.first_query % kQueries, 0);
+    ASSERT_EQ(tile.first_row % kQueries, 0);
     const TileSteps steps = tile_steps<kQueries, kKeys>(params, tile);
     ASSERT_GE(steps.count, 1);
     int first_seen = tile.num_keys, end_seen = 0;
-    for (int query = tile.first_query;
-         query < std::min(tile.first_query + kQueries, tile.num_queries); ++query) {
+    for (int query = tile.first_row; query < std::min(tile.first_row + kQueries, tile.num_queries);
+         ++query) {
       ++counts[sequence * c.heads + tile.head][query];
       const KeySpan keys = visible_keys(params, tile, query);
       if (keys.begin >= keys.end) continue;
@@ -123,15 +122,15 @@ TEST(ForwardSchedule, LastQueriesComeFirstWithinABundle) {
   const AttentionCall call = c.call();
   ForwardParams params{};
   params.call.attention = call;
-  params.schedule = make_schedule(call, kTile, int64_t{50} << 20);
+  params.schedule = make_schedule(call, TileRows::kQueries, kQueries, int64_t{50} << 20);
   ASSERT_EQ(params.schedule.bundle, 4);
   int previous = 1024;
   for (int number = 0; number < params.schedule.num_tiles; ++number) {
     Tile tile{};
-    ASSERT_TRUE(find_tile<kQueries>(params, number, tile));
-    EXPECT_LE(tile.first_query, previous);
+    ASSERT_TRUE(find_tile<TileRows::kQueries>(call, params.schedule, kQueries, number, tile));
+    EXPECT_LE(tile.first_row, previous);
     EXPECT_EQ(tile.head, number % 4);
-    previous = tile.first_query;
+    previous = tile.first_row;
   }
 }
 

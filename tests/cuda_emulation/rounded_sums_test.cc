@@ -8,7 +8,7 @@
 
 #include "cuda/backend.h"
 #include "cuda/sm90/forward/forward.h"
-#include "cuda/sm90/forward/schedule.h"
+#include "cuda/sm90/schedule.h"
 #include "support/attention_case.h"
 
 namespace parallax::testing {
@@ -31,8 +31,8 @@ class RoundedSums final : public Backend {
   void forward(const ForwardArgs& args) const override {
     const cuda::ForwardCall call = cuda::make_call(args);
     const cuda::sm90::ForwardInstance& instance = cuda::sm90::kRoundedSumsInstance;
-    const auto schedule =
-        cuda::sm90::make_schedule(call.attention, instance.tile, /*l2_bytes=*/50 << 20);
+    const auto schedule = cuda::sm90::make_schedule(call.attention, cuda::sm90::TileRows::kQueries,
+                                                    instance.tile.queries, /*l2_bytes=*/50 << 20);
     instance.launch(call, schedule, args.execution.workspace, /*num_blocks=*/4, nullptr);
   }
   void backward(const BackwardArgs&) const override {}

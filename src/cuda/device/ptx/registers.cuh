@@ -21,6 +21,14 @@ __device__ __forceinline__ void grow_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+/// The same value, computed where this stands: what a loop derives from it is not kept in registers
+/// over the turns of the loop.
+__device__ __forceinline__ uint32_t not_kept(uint32_t value) {
+  uint32_t copy;
+  asm volatile("mov.b32 %0, %1;" : "=r"(copy) : "r"(value));
+  return copy;
+}
+
 /// Two numbers rounded to nearest even, `low` in the lower half.
 template <typename Element>
 __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
@@ -32,14 +40,20 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high) {
   return pair;
 }
 
-/// The sum of the two numbers of a pair.
+/// The two numbers of a pair, the lower half first.
 template <typename Element>
-__device__ __forceinline__ float pair_sum(uint32_t pair) {
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
   if constexpr (std::is_same_v<Element, __nv_bfloat16>)
-    return __uint_as_float(pair << 16) + __uint_as_float(pair & 0xffff0000u);
+    return {__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u)};
   __half2 halves;
   memcpy(&halves, &pair, sizeof pair);
-  return __low2float(halves) + __high2float(halves);
+  return __half22float2(halves);
+}
+
+template <typename Element>
+__device__ __forceinline__ float pair_sum(uint32_t pair) {
+  const float2 numbers = unpack_pair<Element>(pair);
+  return numbers.x + numbers.y;
 }
 
 /// pair 0 + sum, number by number: a sum of zeros becomes a NaN where a number is not finite.

@@ -19,6 +19,22 @@ __device__ __forceinline__ void store_shared(uint32_t address, uint32_t word) {
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
 }
 
+__device__ __forceinline__ float load_shared_float(uint32_t address) {
+  float number;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(number) : "r"(address) : "memory");
+  return number;
+}
+
+/// Two numbers, 8-byte aligned.
+__device__ __forceinline__ float2 load_shared_float2(uint32_t address) {
+  float2 pair;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];"
+               : "=f"(pair.x), "=f"(pair.y)
+               : "r"(address)
+               : "memory");
+  return pair;
+}
+
 /// Four words, 16-byte aligned.
 __device__ __forceinline__ int4 load_shared_int4(uint32_t address) {
   int4 words;

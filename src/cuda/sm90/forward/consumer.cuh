@@ -86,7 +86,8 @@ class Consumer {
   /// sums += weights V of the values in that stage from kFrom on, as one group.
   template <int kFrom = 0>
   __device__ __forceinline__ void issue_values(int stage) {
-    if constexpr (kRepair) clear_not_finite<Config>(shared_.value(stage));
+    if constexpr (kRepair)
+      clear_not_finite<Element>(shared_.value(stage), Config::kKeyBytes, kRepairBarrier);
     const uint64_t values = ptx::operand(shared_.value(stage), /*leading=*/Config::kKeyChunkBytes,
                                          /*stride=*/1024);
     ptx::pin(sums_);
@@ -104,7 +105,7 @@ class Consumer {
     const Tile tile = shared_.load_tile(queries_.stage);
     const TileSteps steps = tile_steps<Config::kQueries, kKeys>(params_, tile);
     step_ = 0;
-    const int first_query = tile.first_query + idx_ * Config::kGroupQueries;
+    const int first_query = tile.first_row + idx_ * Config::kGroupQueries;
     const int query = first_query + threadIdx.x % Config::kWarpgroup / 4;
     const KeySpan visible = visible_keys(params_, tile, query);
     visible_ = {visible.begin - steps.end, visible.end - steps.end};

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cuda/call.h"
+#include "cuda/sm90/schedule.h"
 
 namespace parallax::cuda::sm90 {
 
@@ -15,16 +16,6 @@ namespace parallax::cuda::sm90 {
 /// of q and r, and by a whole step of keys of k and v.
 struct ForwardMaps {
   CUtensorMap q, r, k, v;
-};
-
-/// Work that the blocks share out: tile w of num_tiles is a block of queries of one sequence and
-/// head. Heads come in bundles whose keys and values fit the second-level cache; within one, the
-/// last queries of all heads come first, since a causal mask gives them the most keys.
-struct TileSchedule {
-  int num_tiles;
-  int num_heads;   // over which tiles are spread: B * Hq, or Hq of packed sequences
-  int num_blocks;  // of queries per head; packed: slots (device/tile_slots.cuh)
-  int bundle;      // heads
 };
 
 /// Device memory of one call, zero at its start.

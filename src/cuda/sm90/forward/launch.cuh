@@ -7,6 +7,7 @@
 #include "cuda/launch_kernel.h"
 #include "cuda/sm90/forward/instance.h"
 #include "cuda/sm90/forward/kernel.cuh"
+#include "cuda/sm90/support.h"
 
 namespace parallax::cuda::sm90 {
 
@@ -15,7 +16,8 @@ constexpr ForwardTile kForwardTile = {.queries = Config::kQueries, .warps = 4 * 
 
 template <class Config>
 ForwardMaps make_forward_maps(const AttentionCall& call) {
-  const MapShape queries = query_map_shape(call), keys = key_map_shape(call, Config::kKeys);
+  const MapShape queries = query_map_shape(call, /*box_tokens=*/8);
+  const MapShape keys = key_map_shape(call, Config::kKeys);
   return {.q = make_tensor_map(call.q, queries, call.dtype),
           .r = make_tensor_map(call.r, queries, call.dtype),
           .k = make_tensor_map(call.k, keys, call.dtype),

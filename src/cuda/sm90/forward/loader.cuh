@@ -7,19 +7,9 @@
 #include "cuda/device/ptx/shared.cuh"
 #include "cuda/device/ptx/tma.cuh"
 #include "cuda/sm90/forward/tiles.cuh"
+#include "cuda/sm90/ring.cuh"
 
 namespace parallax::cuda::sm90 {
-
-/// A ring of stages: which one is next, and the parity of its present use.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  int parity = 0;
-
-  __device__ __forceinline__ void advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
 
 /// Addresses in shared memory. full: the copies have landed; empty: every reader is done.
 template <class Config>
@@ -74,7 +64,7 @@ class SharedTiles {
     const uint32_t address = tile_address(stage);
     ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
     ptx::store_shared_int4(address + 16,
-                           {tile.key_row, tile.first_query, tile.num_queries, tile.num_keys});
+                           {tile.key_row, tile.first_row, tile.num_queries, tile.num_keys});
   }
   __device__ __forceinline__ Tile load_tile(int stage) const {
     const int4 first = ptx::load_shared_int4(tile_address(stage));
@@ -84,7 +74,7 @@ class SharedTiles {
             .batch = first.z,
             .query_row = first.w,
             .key_row = second.x,
-            .first_query = second.y,
+            .first_row = second.y,
             .num_queries = second.z,
             .num_keys = second.w};
   }
@@ -114,7 +104,9 @@ class TileSource {
     while (true) {
       const int number = draw();
       if (number < 0) break;
-      if (find_tile<Config::kQueries>(params_, number, tile)) return tile;
+      if (find_tile<TileRows::kQueries>(params_.call.attention, params_.schedule, Config::kQueries,
+                                        number, tile))
+        return tile;
     }
     tile.number = -1;
     return tile;
@@ -171,7 +163,7 @@ __device__ __forceinline__ void load_queries(const ForwardMaps& maps, const Forw
       ptx::copy_box(shared.query(ring.stage) + chunk * Config::kQueryChunkBytes + rows * kBoxBytes,
                     rows % 2 == 0 ? maps.q : maps.r, full,
                     {.column = chunk * Config::kChunkColumns,
-                     .token = tile.query_row + tile.first_query + rows / 2 * 8,
+                     .token = tile.query_row + tile.first_row + rows / 2 * 8,
                      .head = tile.head,
                      .batch = tile.batch});
     }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/sm90/forward/softmax.cuh"
+#include "cuda/sm90/write_row.cuh"
 
 namespace parallax::cuda::sm90 {
 
@@ -13,38 +14,10 @@ struct ResultRow {
   int key_row;
 };
 
-/// Word x of lane l of a quad goes to word l of lane x.
-__device__ __forceinline__ uint4 transpose_quad(const uint32_t (&words)[4]) {
-  const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-  const auto exchange = [](bool keep_low, uint32_t& low, uint32_t& high, int lanes) {
-    const uint32_t received = __shfl_xor_sync(~0u, keep_low ? high : low, lanes);
-    (keep_low ? high : low) = received;
-  };
-  uint32_t a = words[0], b = words[1], c = words[2], d = words[3];
-  exchange(!odd, a, b, 1);
-  exchange(!odd, c, d, 1);
-  exchange(!upper, a, c, 2);
-  exchange(!upper, b, d, 2);
-  return {a, b, c, d};
-}
-
 template <class Config>
 __device__ __forceinline__ void* row_address(const Operand<void>& operand, const ResultRow& row) {
   return static_cast<typename Config::Element*>(operand.data) + row.batch * operand.batch_stride +
          row.token * operand.token_stride + row.head * operand.head_stride;
-}
-
-/// Writes one row, 16 bytes at a time. word(x): columns 8 x + 2 (lane of the quad) and the next.
-template <class Config, typename Word>
-__device__ __forceinline__ void write_words(void* row, bool exists, Word word) {
-  auto* const target = static_cast<uint4*>(row) + threadIdx.x % 4;
-#pragma unroll
-  for (int part = 0; part < Config::kHeadDim / 32; ++part) {
-    const uint32_t words[] = {word(4 * part), word(4 * part + 1), word(4 * part + 2),
-                              word(4 * part + 3)};
-    const uint4 packed = transpose_quad(words);
-    if (exists) target[part * 4] = packed;
-  }
 }
 
 __device__ __forceinline__ WeightSums quad_sums(const WeightSums& sums) {
@@ -66,7 +39,7 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
   const float factor = fmaf(inverse, __fmul_rn(divisor.t, inverse), inverse);
   const bool exists = row.token >= 0;
   uint32_t not_finite = 0;  // pairs of zeros, and NaNs if a result is not finite
-  write_words<Config>(row_address<Config>(params.call.out, row), exists, [&](int x) {
+  write_row_words<Config::kHeadDim>(row_address<Config>(params.call.out, row), exists, [&](int x) {
     const float* const sum = sums + 4 * x;
     const uint32_t pair =
         ptx::pack_pair<Element>(fmaf(sum[0], factor, -__fmul_rn(sum[2], inverse)),
@@ -75,10 +48,11 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
     return pair;
   });
   if (params.call.out_softmax.data != nullptr)
-    write_words<Config>(row_address<Config>(params.call.out_softmax, row), exists, [&](int x) {
-      return ptx::pack_pair<Element>(__fmul_rn(sums[4 * x], inverse),
-                                     __fmul_rn(sums[4 * x + 1], inverse));
-    });
+    write_row_words<Config::kHeadDim>(
+        row_address<Config>(params.call.out_softmax, row), exists, [&](int x) {
+          return ptx::pack_pair<Element>(__fmul_rn(sums[4 * x], inverse),
+                                         __fmul_rn(sums[4 * x + 1], inverse));
+        });
   const auto write = [&](const Statistic<float>& statistic, float value) {
     if (!exists || threadIdx.x % 4 != 0 || statistic.data == nullptr) return;
     statistic.data[row.batch * statistic.batch_stride + row.token * statistic.token_stride +

@@ -17,6 +17,8 @@ void shrink_registers() {}
 template <int kRegisters>
 void grow_registers() {}
 
+inline uint32_t not_kept(uint32_t value) { return value; }
+
 template <typename Element>
 uint32_t pack_pair(float low, float high) {
   Element pair[2];
@@ -30,10 +32,16 @@ uint32_t pack_pair(float low, float high) {
 }
 
 template <typename Element>
-float pair_sum(uint32_t pair) {
+float2 unpack_pair(uint32_t pair) {
   Element numbers[2];
   std::memcpy(numbers, &pair, sizeof pair);
-  return static_cast<float>(numbers[0]) + static_cast<float>(numbers[1]);
+  return {static_cast<float>(numbers[0]), static_cast<float>(numbers[1])};
+}
+
+template <typename Element>
+float pair_sum(uint32_t pair) {
+  const float2 numbers = unpack_pair<Element>(pair);
+  return numbers.x + numbers.y;
 }
 
 template <typename Element>
