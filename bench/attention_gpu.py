@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import gpu_accuracy
+import gpu_backward
 import torch
 from gpu_calls import (
     PEERS,
@@ -39,6 +40,8 @@ the matrix product's rate. x cudnn, x flash: our time over theirs, which have ha
 D (2 is parity). fla x: their time over ours. targets: what is asked for, then the value.
 inference: the same call without the tensors that are saved for training, whose `out` must have the
 same bits; x training is its time over ours above. All other numbers are of the training form.
+--backward: TFLOP/s of the backward alone, 16 D per visible pair; x cudnn and fla x are of forward
+and backward together, the forward's time beside them.
 
 examples:
   python3 bench/attention_gpu.py
@@ -46,6 +49,7 @@ examples:
   python3 bench/attention_gpu.py --cases 'd128_causal|varlen' --peers cudnn
   PLX_BACKEND=cuda_portable python3 bench/attention_gpu.py --cases d128_causal_4x4096
   PYTHONPATH=folder_of_fla python3 bench/attention_gpu.py --accuracy
+  PYTHONPATH=folder_of_fla python3 bench/attention_gpu.py --backward --peers cudnn,fla
   python3 bench/attention_gpu.py --device cpu --small      # the program itself, without a GPU
 """
 
@@ -56,6 +60,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--accuracy", action="store_true", help="compare errors with FLA's instead of times")
+    add("--backward", action="store_true", help="gradients, and forward and backward together")
     add("--cases", default="", metavar="REGEX", help="cases whose names match (--list shows them)")
     add("--list", action="store_true", help="print the cases and end")
     add("--quick", action="store_true", help="a few cases")
@@ -163,7 +168,13 @@ class Benchmark:
         self.time_inference(inference.run, row)
         for name in self.options.peers:
             self.time_peer(name, case, inputs, samples, row)
-        self.judge(case, row)
+        time_over = row.get("time_over", {})
+        values = {
+            "tflops": row["tflops"],
+            "time_over_cudnn": time_over.get("cudnn"),
+            "speedup_over_fla": 1 / time_over["fla"] if "fla" in time_over else None,
+        }
+        self.judge(case, row, values)
         return row
 
     def time_ours(self, case: Case, run, row: dict[str, object]) -> None:
@@ -218,14 +229,17 @@ class Benchmark:
         if graph is not None and not isinstance(graph, str):
             row.setdefault("peers_graph_ms", {})[name] = graph.ms
 
-    def judge(self, case: Case, row: dict[str, object]) -> None:
+    def run_gradients(self, case: Case) -> dict[str, object]:
+        """The same of the backward."""
+        row = gpu_backward.measure(case, self.device, self.timing, self.options.peers)
+        if "wrong" not in row:
+            row["gemm_tflops"] = self.measure_gemm()
+            self.tflops_of_case[case.name] = row["tflops"]
+            self.judge(case, row, gpu_backward.quantities(row))
+        return row
+
+    def judge(self, case: Case, row: dict[str, object], values: dict) -> None:
         """Each target with its value; a target without a value is not listed as missed."""
-        time_over = row.get("time_over", {})
-        values = {
-            "tflops": row["tflops"],
-            "time_over_cudnn": time_over.get("cudnn"),
-            "speedup_over_fla": 1 / time_over["fla"] if "fla" in time_over else None,
-        }
         judged = []
         for target in case.targets:
             entry = {"quantity": target.quantity, "limit": target.limit}
@@ -247,9 +261,8 @@ class Benchmark:
             row["targets"] = judged
 
 
-def print_header(about: dict[str, object]) -> None:
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    print(f"\n{'case':<24}{'(B,Hq,Hkv,T,D)':<21}{'ms':>8} {'graph':>8} {'TFLOP/s':>7} {'gemm':>5}"
+def print_header() -> None:
+    print(f"{'case':<24}{'(B,Hq,Hkv,T,D)':<21}{'ms':>8} {'graph':>8} {'TFLOP/s':>7} {'gemm':>5}"
           f" {'x cudnn':>7} {'x flash':>7} {'fla x':>6}  {'backend':<14}targets")  # fmt: skip
 
 
@@ -306,7 +319,9 @@ def append(path: Path | None, row: dict[str, object]) -> None:
 
 
 def selected_cases(options: argparse.Namespace) -> list[Case]:
-    cases = select_cases(options.cases, quick=options.quick, small=options.small)
+    cases = select_cases(
+        options.cases, backward=options.backward, quick=options.quick, small=options.small
+    )
     if not cases:
         sys.exit(f"attention_gpu: no case matches '{options.cases}' (--list shows them)")
     return cases
@@ -314,11 +329,13 @@ def selected_cases(options: argparse.Namespace) -> list[Case]:
 
 def run_times(options: argparse.Namespace, device: torch.device, about: dict) -> bool:
     benchmark = Benchmark(options, device)
-    print_header(about)
+    print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
+    (gpu_backward.print_header if options.backward else print_header)()
+    run_case = benchmark.run_gradients if options.backward else benchmark.run_case
     all_right = True
     for case in selected_cases(options):
         try:
-            row = benchmark.run_case(case)
+            row = run_case(case)
         except Exception as error:  # the other cases still count; a dead device fails them all
             row = {"call": case.call, "case": case.name, "wrong": [one_line(error)]}
         row |= about
@@ -328,6 +345,10 @@ def run_times(options: argparse.Namespace, device: torch.device, about: dict) ->
             print(
                 f"{case.name:<24}WRONG, not timed:\n    " + "\n    ".join(row["wrong"]), flush=True
             )
+        elif options.backward:
+            targets = "; ".join(target_text(target) for target in row.get("targets", []))
+            gpu_backward.print_row(row, targets)
+            sys.stdout.flush()
         else:
             print_row(row)
         append(options.output, row)

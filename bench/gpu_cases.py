@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# Multiply-adds count twice. Forward: q.k, r.k, p v and (p t) v, 2 D each.
-FLOPS_PER_PAIR_AND_DIM = {"forward": 8}
+# Multiply-adds count twice. Forward: q.k, r.k, p v and (p t) v, 2 D each. Backward: eight products,
+# those of one pass; two passes do eleven.
+FLOPS_PER_PAIR_AND_DIM = {"forward": 8, "backward": 16}
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,46 @@ def packed_lengths(total: int, shortest: int, longest: int) -> tuple[int, ...]:
     return tuple(lengths)
 
 
+# Of the backward: TFLOP/s, limit and goal; at a head size of 64 none at 1024 tokens.
+GRADIENT_RATES = {
+    "d128_causal_16x1024": (335, 380),
+    "d128_causal_4x4096": (425, 455),
+    "d128_causal_1x16384": (455, 485),
+    "d64_causal_4x4096": (360, 420),
+    "d64_causal_1x16384": (390, 450),
+}
+# Forward and backward at 4 x 4096 tokens and a head size of 128, limit and goal.
+TRAINING_TIME_CUDNN, TRAINING_SPEEDUP_FLA = (1.75, 1.6), (3.15, 3.4)
+
+
+def backward_cases() -> list[Case]:
+    """The forward's, as far as the head size is built, with the targets of the backward."""
+    cases = []
+    for case in [*_dense_cases(), *_other_cases()]:
+        if case.head_dim > 128:
+            continue
+        targets = []
+        if case.name in GRADIENT_RATES:
+            targets.append(Target("tflops", *GRADIENT_RATES[case.name]))
+        if case.name == "d128_causal_4x4096":
+            targets.append(Target("training_time_over_cudnn", *TRAINING_TIME_CUDNN, at_least=False))
+            targets.append(Target("training_speedup_over_fla", *TRAINING_SPEEDUP_FLA))
+        relative_to = case.relative_to and (case.relative_to[0], 0.92)
+        cases.append(
+            replace(case, call="backward", targets=tuple(targets), relative_to=relative_to)
+        )
+    heads = replace(cases[1], name="d128_gqa8_4x4096", heads=32, heads_kv=4, targets=())
+    return [*cases, replace(heads, relative_to=("d128_causal_4x4096", 0.92))]
+
+
 QUICK = r"^(d128_causal_.*|d64_causal_4x4096|d128_gqa_4x4096)$"
 
 
-def select_cases(pattern: str = "", *, quick: bool = False, small: bool = False) -> list[Case]:
+def select_cases(
+    pattern: str = "", *, backward: bool = False, quick: bool = False, small: bool = False
+) -> list[Case]:
     """The cases whose names match, in an order in which `relative_to` looks back."""
-    cases = [*_dense_cases(), *_other_cases()]
+    cases = backward_cases() if backward else [*_dense_cases(), *_other_cases()]
     if quick:
         cases = [case for case in cases if re.search(QUICK, case.name)]
     cases = [case for case in cases if re.search(pattern, case.name)]
@@ -192,7 +227,7 @@ def shrunk(case: Case) -> Case:
         tokens=sum(lengths) if lengths else max(case.tokens // 32, 96),
         lengths=lengths,
         heads=heads,
-        heads_kv=heads * case.heads_kv // case.heads,
+        heads_kv=max(heads * case.heads_kv // case.heads, 1),
         window=case.window and case.window // 32,
         targets=(),
         relative_to=None,

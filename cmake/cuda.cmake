@@ -2,7 +2,8 @@
 #
 # -std=c++20 is given to it as a flag, since older CMakes ignore CMAKE_CUDA_STANDARD 20. 554: a
 # conversion from a view to its own type, which the template has for views of const data.
-set(PLX_CUDA_FLAGS -std=c++20 -lineinfo -diag-suppress=554)
+# A host function called in device code is only a warning otherwise, and garbage when it runs.
+set(PLX_CUDA_FLAGS -std=c++20 -lineinfo -diag-suppress=554 -Werror=cross-execution-space-call)
 set(PLX_CUDA_ARCHITECTURES 90a-real CACHE STRING
     "Architectures of the plain CUDA kernels, as for CMAKE_CUDA_ARCHITECTURES: 80-real;90a-real")
 if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)

@@ -8,6 +8,7 @@
 #include "cuda/call.h"
 #include "cuda/device_info.h"
 #include "cuda/portable/launch.h"
+#include "cuda/sm90/backward/backward.h"
 #include "cuda/sm90/forward/forward.h"
 
 namespace parallax::cuda {
@@ -54,12 +55,18 @@ class Sm90Backend final : public Backend {
     const Support device = supports_device("cuda_sm90", args.q, 90, 90);
     return device.ok ? sm90::supports_forward(make_call(args)) : device;
   }
-  Support supports(const BackwardArgs&) const override { return not_built("backward"); }
+  Support supports(const BackwardArgs& args) const override {
+    const Support device = supports_device("cuda_sm90", args.q, 90, 90);
+    return device.ok ? sm90::supports_backward(make_call(args)) : device;
+  }
   Support supports(const DecodeArgs&) const override { return not_built("decode"); }
   Support supports(const MergeArgs&) const override { return not_built("merge_states"); }
 
   int64_t workspace_bytes(const ForwardArgs& args) const override {
     return sm90::forward_workspace_bytes(make_call(args));
+  }
+  int64_t workspace_bytes(const BackwardArgs& args) const override {
+    return sm90::backward_workspace_bytes(make_call(args));
   }
 
   void forward(const ForwardArgs& args) const override {
@@ -68,13 +75,18 @@ class Sm90Backend final : public Backend {
     sm90::launch_forward(make_call(args), device_info(device), args.execution.workspace,
                          stream_of(args.execution));
   }
-  void backward(const BackwardArgs&) const override { refuse("backward"); }
+  void backward(const BackwardArgs& args) const override {
+    const int device = args.q.device.index;
+    const DeviceGuard guard(device);
+    sm90::launch_backward(make_call(args), device_info(device), args.execution.workspace,
+                          stream_of(args.execution));
+  }
   void decode(const DecodeArgs&) const override { refuse("decode"); }
   void merge(const MergeArgs&) const override { refuse("merge_states"); }
 
  private:
   static Support not_built(const std::string& call) {
-    return Support::no("cuda_sm90: " + call + " is not built (built: forward)");
+    return Support::no("cuda_sm90: " + call + " is not built (built: forward, backward)");
   }
   [[noreturn]] static void refuse(const std::string& call) { PLX_FAIL(not_built(call).reason); }
 };

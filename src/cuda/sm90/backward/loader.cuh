@@ -1,0 +1,301 @@
+// Shared memory of a block of a backward pass, and the warps that fill it.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/device/ptx/barrier.cuh"
+#include "cuda/device/ptx/registers.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/device/ptx/tma.cuh"
+#include "cuda/sm90/backward/row_constants.cuh"
+#include "cuda/sm90/backward/steps.cuh"
+#include "cuda/sm90/ring.cuh"
+
+namespace parallax::cuda::sm90 {
+
+/// Addresses in shared memory. full: the copies have landed; empty: every reader is done. Each warp
+/// of a consumer releases for itself: a warp that lags must not miss a phase.
+template <class Pass>
+class BackwardShared {
+ public:
+  explicit __device__ __forceinline__ BackwardShared(const char* memory)
+      : base_((ptx::shared_address(memory) + Pass::kAlignment - 1) & ~(Pass::kAlignment - 1)) {}
+
+  /// k, v or q, r, d_out of a consumer.
+  __device__ __forceinline__ uint32_t own(int consumer, int which) const {
+    return base_ + Pass::kOwnOffset + consumer * Pass::kOwnBytes + which * kTileBytes;
+  }
+  /// q, r, d_out or k, v of a step.
+  __device__ __forceinline__ uint32_t step(int stage, int which) const {
+    return base_ + Pass::kStageOffset + stage * Pass::kStageBytes + which * kTileBytes;
+  }
+  /// Row constants of a step of queries, or of a consumer's queries: float[4][64].
+  __device__ __forceinline__ uint32_t constants(int idx) const {
+    return base_ + Pass::kConstantOffset + idx * Pass::kConstantBytes;
+  }
+  /// The tiles of a step that the scores need, and the last one.
+  __device__ __forceinline__ uint32_t full_first(int stage) const { return barrier(stage); }
+  __device__ __forceinline__ uint32_t empty_first(int stage) const {
+    return barrier(kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t full_last(int stage) const {
+    return barrier(2 * kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t empty_last(int stage) const {
+    return barrier(3 * kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t full_own(int consumer) const {
+    return barrier(4 * kStages + consumer);
+  }
+  __device__ __forceinline__ uint32_t empty_own(int consumer) const {
+    return barrier(4 * kStages + Pass::kConsumers + consumer);
+  }
+  __device__ __forceinline__ uint32_t full_tile(int slot) const {
+    return barrier(4 * kStages + 2 * Pass::kConsumers + slot);
+  }
+  __device__ __forceinline__ uint32_t empty_tile(int slot) const {
+    return barrier(4 * kStages + 2 * Pass::kConsumers + 2 + slot);
+  }
+
+  /// One thread.
+  __device__ __forceinline__ void init_barriers() const {
+    constexpr int kConsumerWarps = 4 * Pass::kConsumers;
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::barrier_init(full_first(stage), Pass::kKeys ? 2 : 1);  // and the row constants
+      ptx::barrier_init(full_last(stage), 1);
+      ptx::barrier_init(empty_first(stage), kConsumerWarps);
+      ptx::barrier_init(empty_last(stage), kConsumerWarps);
+    }
+    for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
+      ptx::barrier_init(full_own(consumer), Pass::kKeys ? 1 : 2);
+      ptx::barrier_init(empty_own(consumer), 4);
+    }
+    for (int slot = 0; slot < 2; ++slot) {
+      ptx::barrier_init(full_tile(slot), 1);
+      ptx::barrier_init(empty_tile(slot), kConsumerWarps + 3);  // and the other loaders
+    }
+    ptx::fence_barrier_init();
+  }
+
+  /// Written before full_tile, read after it.
+  __device__ __forceinline__ void store_tile(int slot, const Tile& tile) const {
+    const uint32_t address = tile_address(slot);
+    ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
+    ptx::store_shared_int4(address + 16,
+                           {tile.key_row, tile.first_row, tile.num_queries, tile.num_keys});
+    ptx::store_shared(address + 32, static_cast<uint32_t>(tile.sequence_idx));
+  }
+  __device__ __forceinline__ Tile load_tile(int slot) const {
+    const int4 first = ptx::load_shared_int4(tile_address(slot));
+    const int4 second = ptx::load_shared_int4(tile_address(slot) + 16);
+    return {.number = first.x,
+            .head = first.y,
+            .batch = first.z,
+            .query_row = first.w,
+            .key_row = second.x,
+            .first_row = second.y,
+            .num_queries = second.z,
+            .num_keys = second.w,
+            .sequence_idx = static_cast<int>(ptx::load_shared(tile_address(slot) + 32))};
+  }
+
+ private:
+  static constexpr int kStages = Pass::kStages, kTileBytes = Pass::Config::kTileBytes;
+  __device__ __forceinline__ uint32_t barrier(int idx) const {
+    return base_ + Pass::kBarrierOffset + idx * 8;
+  }
+  __device__ __forceinline__ uint32_t tile_address(int slot) const {
+    return base_ + Pass::kTileOffset + slot * Pass::kTileSlotBytes;
+  }
+
+  uint32_t base_;
+};
+
+/// The loaders: of a consumer's operands and of the two parts of steps, one thread each, and of the
+/// row constants, a warp. (A bulk copy would do for these too, but racecheck takes it for a race with
+/// the reads before it, which the barriers order.)
+template <class Pass, bool kRepair>
+class BackwardLoader {
+ public:
+  __device__ __forceinline__ BackwardLoader(const BackwardMaps& maps, const PassParams& params,
+                                            const BackwardShared<Pass>& shared)
+      : maps_(maps), params_(params), shared_(shared) {}
+
+  /// Draws the tiles and loads the consumers' operands.
+  __device__ __forceinline__ void load_own() {
+    Ring<2> slots;
+    int ticket = static_cast<int>(blockIdx.x), parity = 0;
+    Tile tile{};
+    while (true) {
+      tile.number = -1;
+      while (ticket >= 0 && tile.number < 0) ticket = try_ticket(ticket, tile);
+      ptx::barrier_wait(shared_.empty_tile(slots.stage), slots.parity ^ 1);
+      shared_.store_tile(slots.stage, tile);
+      ptx::barrier_arrive(shared_.full_tile(slots.stage));
+      if (tile.number < 0) return;
+      slots.advance();
+      for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
+        ptx::barrier_wait(shared_.empty_own(consumer), parity ^ 1);
+        load_own_of(tile, consumer);
+      }
+      parity ^= 1;
+    }
+  }
+
+  /// The tiles of steps for the scores, or the last one.
+  template <bool kFirst>
+  __device__ __forceinline__ void load_steps() {
+    Ring<2> slots;
+    Ring<Pass::kStages> stages;
+    while (true) {
+      ptx::barrier_wait(shared_.full_tile(slots.stage), slots.parity);
+      const Tile tile = shared_.load_tile(slots.stage);
+      ptx::barrier_arrive(shared_.empty_tile(slots.stage));
+      if (tile.number < 0) return;
+      slots.advance();
+      for_steps(tile, [&](int head, int step) {
+        load_step<kFirst>(tile, head, step, stages);
+        stages.advance();
+      });
+    }
+  }
+
+  /// A whole warp: the constants of each step's queries, or of each consumer's.
+  __device__ __forceinline__ void load_constants() {
+    Ring<2> slots;
+    Ring<Pass::kStages> stages;
+    int parity = 0;
+    while (true) {
+      ptx::barrier_wait(shared_.full_tile(slots.stage), slots.parity);
+      const Tile tile = shared_.load_tile(slots.stage);
+      __syncwarp();
+      if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.empty_tile(slots.stage));
+      if (tile.number < 0) return;
+      slots.advance();
+      if constexpr (Pass::kKeys) {
+        const int first_head = tile.head * params_.call.attention.group;
+        for_steps(tile, [&](int head, int step) {
+          const float* const source =
+              constants_of(params_, tile, first_head + head) + step * kConstantFloats;
+          ptx::barrier_wait(shared_.empty_first(stages.stage), stages.parity ^ 1);
+          copy_constants(shared_.constants(stages.stage), source, shared_.full_first(stages.stage));
+          stages.advance();
+        });
+      } else {
+        for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
+          const int row = tile.first_row + consumer * kBackwardRows;
+          const float* source = nullptr;
+          if (row < tile.num_queries)
+            source = constants_of(params_, tile, tile.head) + row / kBackwardRows * kConstantFloats;
+          ptx::barrier_wait(shared_.empty_own(consumer), parity ^ 1);
+          copy_constants(shared_.constants(consumer), source, shared_.full_own(consumer));
+        }
+      }
+      parity ^= 1;
+    }
+  }
+
+ private:
+  static constexpr int kTileBytes = Pass::Config::kTileBytes;
+
+  /// Calls body(head of the group, step) for all steps of a tile, in their order.
+  template <typename Body>
+  __device__ __forceinline__ void for_steps(const Tile& tile, Body body) const {
+    const AttentionCall& call = params_.call.attention;
+    const Steps steps = steps_of<Pass::kRows>(call, tile, tile.first_row, Pass::kTileRows);
+    const int num_heads = Pass::kKeys ? call.group : 1;
+    for (int head = 0; head < num_heads; ++head)
+      for (int idx = 0; idx < steps.end - steps.begin; ++idx)
+        body(head, step_at<Pass::kRows>(steps, idx));
+  }
+
+  /// Nothing is copied from null: the rows do not exist.
+  __device__ __forceinline__ void copy_constants(uint32_t target, const float* source,
+                                                 uint32_t full) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (source != nullptr) {
+#pragma unroll
+      for (int piece = 0; piece < Pass::kConstantBytes / 16; piece += 32)
+        ptx::store_shared_int4(target + (piece + lane) * 16,
+                               reinterpret_cast<const int4*>(source)[piece + lane]);
+    }
+    __syncwarp();
+    if (lane == 0) ptx::barrier_arrive(full);
+  }
+
+  /// The tile of a ticket, if it has rows, and the next ticket; negative: there is none.
+  __device__ __forceinline__ int try_ticket(int ticket, Tile& tile) {
+    int number = ticket;
+    if constexpr (kRepair) {
+      if (ticket >= static_cast<int>(params_.workspace->num_flagged)) return -1;
+      number = static_cast<int>(params_.flagged_tiles[ticket]);
+      ticket += static_cast<int>(gridDim.x);
+    } else {
+      if (ticket >= params_.schedule.num_tiles) return -1;
+      ticket = static_cast<int>(gridDim.x + atomicAdd(&params_.workspace->next_tile, 1u));
+    }
+    const bool exists = find_tile<Pass::kRows>(params_.call.attention, params_.schedule,
+                                               Pass::kTileRows, number, tile);
+    if (!exists) tile.number = -1;
+    return ticket;
+  }
+
+  /// 64 rows of a tensor. Heads are the map's.
+  __device__ __forceinline__ void load(const CUtensorMap& map, uint32_t target, uint32_t full,
+                                       int token, int head, int batch) const {
+#pragma unroll
+    for (int chunk = 0; chunk < Pass::Config::kChunks; ++chunk)
+      ptx::copy_box(target + chunk * Pass::Config::kChunkBytes, map, full,
+                    {.column = chunk * Pass::Config::kChunkColumns,
+                     .token = token,
+                     .head = head,
+                     .batch = batch});
+  }
+
+  __device__ __forceinline__ void load_own_of(const Tile& tile, int consumer) const {
+    const uint32_t full = shared_.full_own(consumer);
+    const int row = tile.first_row + consumer * kBackwardRows;
+    if constexpr (Pass::kKeys) {
+      ptx::barrier_expect(full, 2 * kTileBytes);
+      load(maps_.k, shared_.own(consumer, 0), full, tile.key_row + row, tile.head, tile.batch);
+      load(maps_.v, shared_.own(consumer, 1), full, tile.key_row + row, tile.head, tile.batch);
+    } else {
+      const int token = tile.query_row + row;
+      ptx::barrier_expect(full, 3 * kTileBytes);
+      load(maps_.q, shared_.own(consumer, 0), full, token, tile.head, tile.batch);
+      load(maps_.r, shared_.own(consumer, 1), full, token, tile.head, tile.batch);
+      load(maps_.d_out, shared_.own(consumer, 2), full, token, tile.head, tile.batch);
+    }
+  }
+
+  template <bool kFirst>
+  __device__ __forceinline__ void load_step(const Tile& tile, int head_of_group, int step,
+                                            const Ring<Pass::kStages>& ring) const {
+    const int stage = ring.stage, row = step * kBackwardRows;
+    const uint32_t full = kFirst ? shared_.full_first(stage) : shared_.full_last(stage);
+    const uint32_t empty = kFirst ? shared_.empty_first(stage) : shared_.empty_last(stage);
+    const uint32_t last = shared_.step(stage, Pass::kStepTiles - 1);
+    ptx::barrier_wait(empty, ring.parity ^ 1);
+    const int group = params_.call.attention.group;
+    if constexpr (!Pass::kKeys) {
+      ptx::barrier_expect(full, kTileBytes);
+      load(kFirst ? maps_.k : maps_.v, kFirst ? shared_.step(stage, 0) : last, full,
+           tile.key_row + row, tile.head / group, tile.batch);
+      return;
+    }
+    const int head = tile.head * group + head_of_group, token = tile.query_row + row;
+    if constexpr (!kFirst) {
+      ptx::barrier_expect(full, kTileBytes);
+      load(maps_.d_out, last, full, token, head, tile.batch);
+    } else {
+      ptx::barrier_expect(full, 2 * kTileBytes);
+      load(maps_.q, shared_.step(stage, 0), full, token, head, tile.batch);
+      load(maps_.r, shared_.step(stage, 1), full, token, head, tile.batch);
+    }
+  }
+
+  const BackwardMaps& maps_;
+  const PassParams& params_;
+  const BackwardShared<Pass>& shared_;
+};
+
+}  // namespace parallax::cuda::sm90
