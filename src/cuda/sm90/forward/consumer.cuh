@@ -270,7 +270,7 @@ class Consumer {
       const KeySpan visible{visible_.begin + keys_end_, visible_.end + keys_end_};
       add_not_finite<Config>(params_, row_, visible, sums_);
     }
-    if (write_row<Config>(params_, row_, state_, sums_)) flag_tile();
+    if (write_row<Config>(params_, row_, visible_, state_, sums_)) flag_tile();
   }
 
   /// Leaves the tile to the repair (repair.cuh). Called by a whole warp.

@@ -25,17 +25,19 @@ __device__ __forceinline__ WeightSums quad_sums(const WeightSums& sums) {
 }
 
 /// Writes what the query's sums give: out, and the outputs that are kept for training. Returns, for
-/// the whole warp, whether a result is a NaN or infinite.
+/// the whole warp, whether a result is a NaN or infinite. `visible` tells a query without keys, 0
+/// and -inf, from one whose scores are all -inf, whose weight is 0 too: 0 / 0 is NaN.
 template <class Config>
 __device__ __forceinline__ bool write_row(const ForwardParams& params, const ResultRow& row,
-                                          const RowState& state,
+                                          KeySpan visible, const RowState& state,
                                           const float (&sums)[Config::kHeadDim / 2]) {
   using Element = typename Config::Element;
   constexpr float kLn2 = 0.69314718f;
   const WeightSums sum_of_row = quad_sums(state.sums);
   const WeightSums divisor = Config::kRoundedSums ? quad_sums(state.rounded_sums) : sum_of_row;
   const float weight = sum_of_row.weight;
-  const float inverse = divisor.weight > 0.0f ? ptx::reciprocal_approximate(divisor.weight) : 0.0f;
+  const bool empty = visible.begin >= visible.end;
+  const float inverse = empty ? 0.0f : ptx::reciprocal_approximate(divisor.weight);
   const float factor = fmaf(inverse, __fmul_rn(divisor.t, inverse), inverse);
   const bool exists = row.token >= 0;
   uint32_t not_finite = 0;  // pairs of zeros, and NaNs if a result is not finite
@@ -59,9 +61,9 @@ __device__ __forceinline__ bool write_row(const ForwardParams& params, const Res
                    row.head * statistic.head_stride] = value;
   };
   const float log2_sum = state.reference + ptx::log2_approximate(weight);
-  write(params.call.lse, weight > 0.0f ? log2_sum * kLn2 : -INFINITY);
+  write(params.call.lse, empty ? -INFINITY : (weight == 0.0f ? NAN : log2_sum * kLn2));
   const float t_offset = __fmul_rn(sum_of_row.t, ptx::reciprocal_approximate(weight));
-  write(params.call.t_mean, weight > 0.0f ? state.centre + t_offset : 0.0f);
+  write(params.call.t_mean, empty ? 0.0f : state.centre + t_offset);
   return __any_sync(~0u, exists && (not_finite & 0x7fff7fff) != 0);
 }
 
