@@ -17,7 +17,7 @@ struct WeightSums {
   float t = 0.0f;       // sum w (t - centre)
 
   __device__ __forceinline__ void rescale(float alpha, float shift) {
-    t = alpha * fmaf(-shift, weight, t);
+    t = __fmul_rn(alpha, fmaf(-shift, weight, t));
     weight = __fmul_rn(alpha, weight);
   }
 };
@@ -102,7 +102,7 @@ __device__ __forceinline__ void renew_centre(const float (&scores)[Config::kKeys
     }
   weight = quad_sum(weight);
   t_sum = quad_sum(t_sum);
-  const float centre = renew ? t_sum * ptx::reciprocal_approximate(weight) : state.centre;
+  const float centre = renew ? __fmul_rn(t_sum, ptx::reciprocal_approximate(weight)) : state.centre;
   state.shift = centre - state.centre;
   state.centre = centre;
   state.sums.rescale(state.alpha, state.shift);
