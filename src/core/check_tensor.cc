@@ -90,6 +90,10 @@ void check_present(const Argument& argument) {
     PLX_CHECK(view.size(dim) >= 0, argument.name, " has a negative size: ", shape_text(view));
   PLX_CHECK(view.data != nullptr || view.num_elements() == 0, argument.name, " has shape ",
             shape_text(view), " but no memory (its data pointer is null)");
+  const size_t element = size_of(view.dtype);
+  PLX_CHECK(view.num_elements() == 0 || reinterpret_cast<uintptr_t>(view.data) % element == 0,
+            argument.name, " begins at an address that is not a multiple of ", element,
+            " bytes, the size of ", name(view.dtype));
 }
 
 void check_rank(const Argument& argument, std::span<const int> allowed, std::string_view legend) {

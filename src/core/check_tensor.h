@@ -29,7 +29,7 @@ struct ExpectedShape {
   std::string legend;
 };
 
-/// Defined, sizes not negative, and memory behind it unless it is empty.
+/// Defined, sizes not negative, and memory behind it, aligned to its element, unless it is empty.
 void check_present(const Argument& argument);
 void check_rank(const Argument& argument, std::span<const int> allowed, std::string_view legend);
 void check_shape(const Argument& argument, const ExpectedShape& expected);

@@ -85,6 +85,16 @@ TEST_F(ValidateForward, TensorWithoutMemory) {
   EXPECT_EQ(refusal(args), "k has shape [2, 5, 2, 8] but no memory (its data pointer is null)");
 }
 
+TEST_F(ValidateForward, MemoryThatIsNotAlignedToItsElement) {
+  ForwardArgs bad = args;
+  bad.k.data = static_cast<const char*>(bad.k.data) + 2;
+  EXPECT_EQ(refusal(bad),
+            "k begins at an address that is not a multiple of 4 bytes, the size of float32");
+  args.lse.data = static_cast<char*>(args.lse.data) + 1;
+  EXPECT_EQ(refusal(args),
+            "lse begins at an address that is not a multiple of 4 bytes, the size of float32");
+}
+
 TEST_F(ValidateForward, NegativeSize) {
   args.q.sizes[1] = -3;
   EXPECT_EQ(refusal(args), "q has a negative size: [2, -3, 4, 8]");

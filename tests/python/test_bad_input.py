@@ -19,6 +19,12 @@ def inputs(**replaced):
     return [tensors[name] for name in names]
 
 
+def at_odd_address(x):
+    """The same values one byte into their memory."""
+    memory = bytearray(1) + x.numpy().tobytes()
+    return torch.frombuffer(memory, dtype=x.dtype, offset=1).view(x.shape)
+
+
 def refused(pattern, function, *args, **options):
     with pytest.raises(RuntimeError, match=pattern):
         function(*args, **options)
@@ -45,6 +51,7 @@ def refused(pattern, function, *args, **options):
         ({"v": lambda x: x.long()}, "v is int64; it must be float32"),
         ({"k": lambda x: x.to(torch.complex64)}, "k is complex64"),
         ({"k": lambda x: x.to_sparse()}, "Sparse"),
+        ({"v": at_odd_address}, "v begins at an address that is not a multiple of 4 bytes"),
     ],
 )
 def test_shapes_and_dtypes(replaced, pattern):
