@@ -15,8 +15,8 @@
 namespace parallax::cpu {
 namespace {
 
-/// Parts of kWideRows rows in a task. The more rows, the fewer times k, v, dk and dv are read; their
-/// panels, 688 KB at D = 128, stay in the second-level cache.
+/// Parts of kWideRows rows in a task. The more rows, the fewer times k, v, dk and dv are read;
+/// their panels, 688 KB at D = 128, stay in the second-level cache.
 constexpr int kFusedParts = 4;
 constexpr int kFusedRows = kFusedParts * kWideRows;
 /// Scratch of a task, floats per number of Dp: the rows of FusedPart, and five of [kKeyTile].

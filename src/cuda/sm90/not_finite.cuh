@@ -1,6 +1,6 @@
-// NaNs and infinities among 16-bit numbers. A hidden key or query has weight 0, but 0 times a NaN is
-// a NaN: the kernels flag tiles with such a result, and a second launch computes these again with
-// the numbers that are not finite replaced by 0.
+// NaNs and infinities among 16-bit numbers. A hidden key or query has weight 0, but 0 times a NaN
+// is a NaN: the kernels flag tiles with such a result, and a second launch computes these again
+// with the numbers that are not finite replaced by 0.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

@@ -11,8 +11,8 @@
 namespace parallax::cuda::sm90 {
 
 /// Whether an instance takes the call: bfloat16 or float16, a head size that was built, a positive
-/// scale, at least one query and key, tensors that the copy engine can read and 16-byte accesses can
-/// read and write.
+/// scale, at least one query and key, tensors that the copy engine can read and 16-byte accesses
+/// can read and write.
 Support supports_backward(const BackwardCall& call);
 
 /// 16-byte aligned device memory that launch_backward() needs: 16 bytes per query and head, and 32

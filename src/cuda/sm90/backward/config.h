@@ -32,8 +32,8 @@ struct BackwardConfig {
 };
 
 /// The pass over tiles of kRows_: keys for dk and dv, queries for dq and dr. A block is one
-/// warpgroup of loaders and two consumers, each with 64 rows of its own, and steps of 64 rows of the
-/// other kind go by both.
+/// warpgroup of loaders and two consumers, each with 64 rows of its own, and steps of 64 rows of
+/// the other kind go by both.
 template <class Config_, TileRows kRows_>
 struct BackwardPass {
   using Config = Config_;

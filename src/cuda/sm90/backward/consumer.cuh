@@ -6,9 +6,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "cuda/device/ptx/wgmma.cuh"
 #include "cuda/sm90/backward/gradients.cuh"
-#include "cuda/sm90/backward/loader.cuh"
+#include "cuda/sm90/backward/products.cuh"
 #include "cuda/sm90/backward/repair.cuh"
 #include "cuda/sm90/write_row.cuh"
 
@@ -43,48 +42,21 @@ class BackwardConsumer {
 
   // --- products ---
 
-  /// c = A B' over D, of 64 rows each.
-  __device__ __forceinline__ void issue_dots(float (&c)[32], uint32_t a, uint32_t b) const {
-    const uint64_t rows = ptx::operand(ptx::not_kept(a), /*leading=*/16, /*stride=*/1024);
-    const uint64_t columns = ptx::operand(b, /*leading=*/16, /*stride=*/1024);
-    ptx::pin(c);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kHeadDim / 16; ++k) {
-      const int bytes = k / 4 * Config::kChunkBytes + k % 4 * 32;
-      ptx::Wgmma<kBackwardRows>::template shared_by_shared<Element>(
-          c, ptx::advance(rows, bytes), ptx::advance(columns, bytes), k > 0);
-    }
-    ptx::wgmma_commit();
-  }
-
-  /// sums += weights B, over 64 rows of B.
-  __device__ __forceinline__ void issue_rows(float (&sums)[kHeadDim / 2],
-                                             const uint32_t (&weights)[32 / 2], uint32_t b) const {
-    const uint64_t rows = ptx::operand(b, /*leading=*/Config::kChunkBytes, /*stride=*/1024);
-    ptx::pin(sums);
-    ptx::wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < kBackwardRows / 16; ++k)
-      ptx::Wgmma<kHeadDim>::template registers_by_shared<Element>(
-          sums, weights + 4 * k, ptx::advance(rows, k * 16 * Config::kRowBytes), true);
-  }
-
   /// The scores of the present stage.
   __device__ __forceinline__ void issue_scores(float (&scores)[32]) const {
     ptx::barrier_wait(shared_.full_first(stages_.stage), stages_.parity);
     if constexpr (kRepair) clear_step();
-    issue_dots(scores, shared_.own(idx_, 0), shared_.step(stages_.stage, 0));
+    issue_dots<Config>(scores, shared_.own(idx_, 0), shared_.step(stages_.stage, 0));
   }
 
   /// What the gradients of the scores of the step before add, as one group.
   __device__ __forceinline__ void issue_gradients() {
     const int stage = previous_stage_;
-    issue_rows(first_sums_, d_scores_, shared_.step(stage, 0));
+    issue_rows<Config>(first_sums_, gradients_.d_scores, shared_.step(stage, 0));
     if constexpr (kKeys)
-      issue_rows(first_sums_, d_t_, shared_.step(stage, 1));
+      issue_rows<Config>(first_sums_, gradients_.d_t, shared_.step(stage, 1));
     else
-      issue_rows(last_sums_, d_t_, shared_.step(stage, 0));
+      issue_rows<Config>(last_sums_, gradients_.d_t, shared_.step(stage, 0));
     ptx::wgmma_commit();
   }
 
@@ -178,7 +150,8 @@ class BackwardConsumer {
     const VisibleColumns<kMasked> visible = visible_columns<kMasked>();
     uint32_t weights[16];
     score_weights<Pass>(scores, constants, visible, params_.scale_log2, weights);
-    // Hidden weights are 0. That is enough while the rest is finite, which the repair cannot count on.
+    // Hidden weights are 0. That is enough while the rest is finite, which the repair cannot count
+    // on.
     const VisibleColumns<kMasked && kRepair> kept{{visible.spans[0], visible.spans[1]}};
     if constexpr (!kFirst) {
       ptx::wgmma_wait<0>();
@@ -200,19 +173,18 @@ class BackwardConsumer {
                                                 const Visible& visible,
                                                 const uint32_t (&weights)[16]) {
     float t[32], g[32];
-    uint32_t slopes[16], value_weights[16];
-    issue_dots(t, shared_.own(idx_, 0), shared_.step(stage, 1));
+    SlopePairs pairs;
+    issue_dots<Config>(t, shared_.own(idx_, 0), shared_.step(stage, 1));
     ptx::barrier_wait(shared_.full_last(stage), stages_.parity);
-    issue_dots(g, shared_.own(idx_, 1), shared_.step(stage, 2));
+    issue_dots<Config>(g, shared_.own(idx_, 1), shared_.step(stage, 2));
     ptx::wgmma_wait<1>();
     ptx::pin(t);
-    slopes_of<Pass>(t, weights, constants, visible, params_.call.attention.softmax_scale, slopes,
-                    value_weights);
-    issue_rows(last_sums_, value_weights, shared_.step(stage, 2));
+    slopes_of<Pass>(t, weights, constants, visible, params_.call.attention.softmax_scale, pairs);
+    issue_rows<Config>(last_sums_, pairs.value_weights, shared_.step(stage, 2));
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();
     ptx::pin(g);
-    score_gradients<Pass>(g, weights, constants, visible, PackedSlopes{slopes}, d_scores_, d_t_);
+    score_gradients<Pass>(g, weights, constants, visible, PackedSlopes{pairs.slopes}, gradients_);
     ptx::wgmma_wait<0>();
     ptx::pin(last_sums_);
   }
@@ -222,9 +194,9 @@ class BackwardConsumer {
                                                   const Visible& visible,
                                                   const uint32_t (&weights)[16]) {
     float t[32], g[32];
-    issue_dots(t, shared_.own(idx_, 1), shared_.step(stage, 0));
+    issue_dots<Config>(t, shared_.own(idx_, 1), shared_.step(stage, 0));
     ptx::barrier_wait(shared_.full_last(stage), stages_.parity);
-    issue_dots(g, shared_.own(idx_, 2), shared_.step(stage, 1));
+    issue_dots<Config>(g, shared_.own(idx_, 2), shared_.step(stage, 1));
     ptx::wgmma_wait<1>();
     ptx::pin(t);
     const float scale = params_.call.attention.softmax_scale;
@@ -233,7 +205,7 @@ class BackwardConsumer {
     for (int i = 0; i < 32; ++i) t[i] = fmaf(-scale, t[i], component(slope.block(i / 4), i % 4));
     ptx::wgmma_wait<0>();
     ptx::pin(g);
-    score_gradients<Pass>(g, weights, constants, visible, PlainSlopes{t}, d_scores_, d_t_);
+    score_gradients<Pass>(g, weights, constants, visible, PlainSlopes{t}, gradients_);
   }
 
   template <bool kMasked>
@@ -319,7 +291,7 @@ class BackwardConsumer {
   int previous_stage_ = 0;  // of the step before
   int step_ = 0;
   float first_sums_[kHeadDim / 2], last_sums_[kHeadDim / 2];  // dk, dv or dq, dr
-  uint32_t d_scores_[16], d_t_[16];                           // of the step before
+  GradientPairs gradients_;                                   // of the step before
 };
 
 }  // namespace parallax::cuda::sm90

@@ -1,5 +1,5 @@
-// What a thread does with the scores of a step: weights, and the gradients of s and t as operands of
-// the next products. Names as in row_constants.cuh.
+// What a thread does with the scores of a step: weights, and the gradients of s and t as operands
+// of the next products. Names as in row_constants.cuh.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
@@ -83,10 +83,14 @@ __device__ __forceinline__ void score_weights(const float (&scores)[32], uint32_
 }
 
 /// a as pairs of float16, and p2 a as an operand.
+struct SlopePairs {
+  uint32_t slopes[16], value_weights[16];
+};
+
 template <class Pass, class Visible>
 __device__ __forceinline__ void slopes_of(const float (&t)[32], const uint32_t (&weights)[16],
                                           uint32_t constants, const Visible& visible, float scale,
-                                          uint32_t (&slopes)[16], uint32_t (&value_weights)[16]) {
+                                          SlopePairs& pairs) {
   using Element = typename Pass::Element;
   const Constants<Pass, kSlope> slope(constants);
 #pragma unroll
@@ -98,9 +102,9 @@ __device__ __forceinline__ void slopes_of(const float (&t)[32], const uint32_t (
       const float2 p = ptx::unpack_pair<half>(weights[pair]);
       const float a0 = fmaf(-scale, t[4 * b + i], component(of_query, i));
       const float a1 = fmaf(-scale, t[4 * b + i + 1], component(of_query, i + 1));
-      slopes[pair] = ptx::pack_pair<half>(a0, a1);
-      value_weights[pair] = ptx::pack_pair<Element>(visible.at(b, i) ? p.x * a0 : 0.0f,
-                                                    visible.at(b, i + 1) ? p.y * a1 : 0.0f);
+      pairs.slopes[pair] = ptx::pack_pair<half>(a0, a1);
+      pairs.value_weights[pair] = ptx::pack_pair<Element>(visible.at(b, i) ? p.x * a0 : 0.0f,
+                                                          visible.at(b, i + 1) ? p.y * a1 : 0.0f);
     }
   }
 }
@@ -119,11 +123,14 @@ struct PlainSlopes {
 };
 
 /// ds and dt, as operands.
+struct GradientPairs {
+  uint32_t d_scores[16], d_t[16];
+};
+
 template <class Pass, class Visible, class Slopes>
 __device__ __forceinline__ void score_gradients(const float (&g)[32], const uint32_t (&weights)[16],
                                                 uint32_t constants, const Visible& visible,
-                                                const Slopes& slopes, uint32_t (&d_scores)[16],
-                                                uint32_t (&d_t)[16]) {
+                                                const Slopes& slopes, GradientPairs& pairs) {
   using Element = typename Pass::Element;
   const Constants<Pass, kGradientMean> mean(constants);
   const Constants<Pass, kOffset> offset(constants);
@@ -137,10 +144,10 @@ __device__ __forceinline__ void score_gradients(const float (&g)[32], const uint
       const float g0 = g[4 * b + i] - component(means, i);
       const float g1 = g[4 * b + i + 1] - component(means, i + 1);
       const bool sees0 = visible.at(b, i), sees1 = visible.at(b, i + 1);
-      d_scores[pair] =
+      pairs.d_scores[pair] =
           ptx::pack_pair<Element>(sees0 ? p.x * fmaf(a.x, g0, component(offsets, i)) : 0.0f,
                                   sees1 ? p.y * fmaf(a.y, g1, component(offsets, i + 1)) : 0.0f);
-      d_t[pair] = ptx::pack_pair<Element>(sees0 ? -p.x * g0 : 0.0f, sees1 ? -p.y * g1 : 0.0f);
+      pairs.d_t[pair] = ptx::pack_pair<Element>(sees0 ? -p.x * g0 : 0.0f, sees1 ? -p.y * g1 : 0.0f);
     }
   }
 }

@@ -1,5 +1,5 @@
-// Backward on Hopper in two passes without atomics: docs/kernels/sm90_backward.md. With the names of
-// row_constants.cuh,
+// Backward on Hopper in two passes without atomics: docs/kernels/sm90_backward.md. With the names
+// of row_constants.cuh,
 //   pass over keys:    S' = K Q'  T' = K R'  G' = V dO'    dK += ds' Q + dt' R    dV += (p a)' dO
 //   pass over queries: S  = Q K'  T  = R K'  G  = dO V'    dQ += ds K   dR += dt K
 // SPDX-License-Identifier: Apache-2.0

@@ -39,7 +39,8 @@ __device__ __forceinline__ float* constants_of(const PassParams& params, const T
 
 constexpr int kConstantThreads = 256;
 
-/// How a block takes a group: a query has kLanes lanes of 8 columns each, a thread kQueries queries.
+/// How a block takes a group: a query has kLanes lanes of 8 columns each, a thread kQueries
+/// queries.
 template <class Config>
 struct ConstantShape {
   static constexpr int kLanes = Config::kHeadDim > 64 ? 16 : 8;

@@ -11,8 +11,8 @@ struct RowSpan {
   int begin, end;
 };
 
-/// Rows of the other kind that a row of a tile meets: the queries that see a key, or the keys that a
-/// query sees. Both ends grow with `row`.
+/// Rows of the other kind that a row of a tile meets: the queries that see a key, or the keys that
+/// a query sees. Both ends grow with `row`.
 template <TileRows kRows>
 __device__ __forceinline__ RowSpan visible_rows(const AttentionCall& call, const Tile& tile,
                                                 int row) {

@@ -9,6 +9,12 @@
 
 namespace parallax::cuda::sm90 {
 
+/// All consumers, once for each stage of values.
+template <class Config>
+__device__ __forceinline__ void clear_not_finite(uint32_t values) {
+  clear_not_finite<typename Config::Element>(values, Config::kKeyBytes, kRepairBarrier);
+}
+
 /// Puts NaNs where the query sees values that were cleared.
 template <class Config>
 __device__ __forceinline__ void add_not_finite(const ForwardParams& params, const ResultRow& row,

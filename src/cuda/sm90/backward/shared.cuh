@@ -1,0 +1,110 @@
+// Shared memory of a block of a backward pass.
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "cuda/device/ptx/barrier.cuh"
+#include "cuda/device/ptx/shared.cuh"
+#include "cuda/sm90/backward/config.h"
+#include "cuda/sm90/tile.cuh"
+
+namespace parallax::cuda::sm90 {
+
+/// Addresses in shared memory. full: the copies have landed; empty: every reader is done. Each warp
+/// of a consumer releases for itself: a warp that lags must not miss a phase.
+template <class Pass>
+class BackwardShared {
+ public:
+  explicit __device__ __forceinline__ BackwardShared(const char* memory)
+      : base_((ptx::shared_address(memory) + Pass::kAlignment - 1) & ~(Pass::kAlignment - 1)) {}
+
+  /// k, v or q, r, d_out of a consumer.
+  __device__ __forceinline__ uint32_t own(int consumer, int which) const {
+    return base_ + Pass::kOwnOffset + consumer * Pass::kOwnBytes + which * kTileBytes;
+  }
+  /// q, r, d_out or k, v of a step.
+  __device__ __forceinline__ uint32_t step(int stage, int which) const {
+    return base_ + Pass::kStageOffset + stage * Pass::kStageBytes + which * kTileBytes;
+  }
+  /// Row constants of a step of queries, or of a consumer's queries: float[4][64].
+  __device__ __forceinline__ uint32_t constants(int idx) const {
+    return base_ + Pass::kConstantOffset + idx * Pass::kConstantBytes;
+  }
+  /// The tiles of a step that the scores need, and the last one.
+  __device__ __forceinline__ uint32_t full_first(int stage) const { return barrier(stage); }
+  __device__ __forceinline__ uint32_t empty_first(int stage) const {
+    return barrier(kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t full_last(int stage) const {
+    return barrier(2 * kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t empty_last(int stage) const {
+    return barrier(3 * kStages + stage);
+  }
+  __device__ __forceinline__ uint32_t full_own(int consumer) const {
+    return barrier(4 * kStages + consumer);
+  }
+  __device__ __forceinline__ uint32_t empty_own(int consumer) const {
+    return barrier(4 * kStages + Pass::kConsumers + consumer);
+  }
+  __device__ __forceinline__ uint32_t full_tile(int slot) const {
+    return barrier(4 * kStages + 2 * Pass::kConsumers + slot);
+  }
+  __device__ __forceinline__ uint32_t empty_tile(int slot) const {
+    return barrier(4 * kStages + 2 * Pass::kConsumers + 2 + slot);
+  }
+
+  /// One thread.
+  __device__ __forceinline__ void init_barriers() const {
+    constexpr int kConsumerWarps = 4 * Pass::kConsumers;
+    for (int stage = 0; stage < kStages; ++stage) {
+      ptx::barrier_init(full_first(stage), Pass::kKeys ? 2 : 1);  // and the row constants
+      ptx::barrier_init(full_last(stage), 1);
+      ptx::barrier_init(empty_first(stage), kConsumerWarps);
+      ptx::barrier_init(empty_last(stage), kConsumerWarps);
+    }
+    for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
+      ptx::barrier_init(full_own(consumer), Pass::kKeys ? 1 : 2);
+      ptx::barrier_init(empty_own(consumer), 4);
+    }
+    for (int slot = 0; slot < 2; ++slot) {
+      ptx::barrier_init(full_tile(slot), 1);
+      ptx::barrier_init(empty_tile(slot), kConsumerWarps + 3);  // and the other loaders
+    }
+    ptx::fence_barrier_init();
+  }
+
+  /// Written before full_tile, read after it.
+  __device__ __forceinline__ void store_tile(int slot, const Tile& tile) const {
+    const uint32_t address = tile_address(slot);
+    ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
+    ptx::store_shared_int4(address + 16,
+                           {tile.key_row, tile.first_row, tile.num_queries, tile.num_keys});
+    ptx::store_shared(address + 32, static_cast<uint32_t>(tile.sequence_idx));
+  }
+  __device__ __forceinline__ Tile load_tile(int slot) const {
+    const int4 first = ptx::load_shared_int4(tile_address(slot));
+    const int4 second = ptx::load_shared_int4(tile_address(slot) + 16);
+    return {.number = first.x,
+            .head = first.y,
+            .batch = first.z,
+            .query_row = first.w,
+            .key_row = second.x,
+            .first_row = second.y,
+            .num_queries = second.z,
+            .num_keys = second.w,
+            .sequence_idx = static_cast<int>(ptx::load_shared(tile_address(slot) + 32))};
+  }
+
+ private:
+  static constexpr int kStages = Pass::kStages, kTileBytes = Pass::Config::kTileBytes;
+  __device__ __forceinline__ uint32_t barrier(int idx) const {
+    return base_ + Pass::kBarrierOffset + idx * 8;
+  }
+  __device__ __forceinline__ uint32_t tile_address(int slot) const {
+    return base_ + Pass::kTileOffset + slot * Pass::kTileSlotBytes;
+  }
+
+  uint32_t base_;
+};
+
+}  // namespace parallax::cuda::sm90
