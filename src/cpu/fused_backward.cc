@@ -49,8 +49,7 @@ class TileQueue {
                   .tiles_left = divide_up(num_rows(problem, sequence), rows_per_tile_)};
         head.turns =
             std::vector<Turns>(static_cast<size_t>(divide_up(sequence.keys.end, kernels.key_tile)));
-        for (int64_t tile = head.tiles_left - 1; tile >= 0; --tile)
-          enter_tile(head, tile, kernels.key_tile);
+        set_turns(head, kernels.key_tile);
         num_tiles_ += head.tiles_left;
         heads_.push_back(std::move(head));
       }
@@ -86,24 +85,25 @@ class TileQueue {
     if (--ticket.head->num_workers == 0 && ticket.head->tiles_left == 0) ticket.head->sums.reset();
   }
 
-  RowTile tile(const Ticket& ticket) const { return tile(*ticket.head, ticket.tile_idx); }
-
- private:
-  RowTile tile(const Head& head, int64_t tile_idx) const {
-    return row_tile(
-        problem_,
-        {.sequence_idx = head.sequence_idx, .head_kv = head.head_kv, .tile_idx = tile_idx},
-        rows_per_tile_);
+  RowTile tile(const Ticket& ticket) const {
+    return row_tile(problem_,
+                    {.sequence_idx = ticket.head->sequence_idx,
+                     .head_kv = ticket.head->head_kv,
+                     .tile_idx = ticket.tile_idx},
+                    rows_per_tile_);
   }
 
-  /// Adds a tile of rows to the turns at the keys that it sees; called from the last tile on.
-  void enter_tile(Head& head, int64_t tile_idx, int64_t keys_per_tile) {
-    const QueryTile rows = tile(head, tile_idx).tile;
-    if (rows.key_begin >= rows.key_end) return;
-    for (int64_t idx = rows.key_begin / keys_per_tile; idx * keys_per_tile < rows.key_end; ++idx) {
-      Turns& turns = head.turns[static_cast<size_t>(idx)];
-      if (turns.first_tile < 0) turns.first_tile = turns.current_tile = tile_idx;
-      turns.last_tile = tile_idx;
+ private:
+  /// The turns at each tile of keys: those of the tiles of rows that see it.
+  void set_turns(Head& head, int64_t keys_per_tile) const {
+    core::KeyRange keys{0, keys_per_tile};
+    for (Turns& turns : head.turns) {
+      const RowSpan rows = rows_that_see(problem_, sequence(head), keys);
+      if (rows.begin < rows.end) {
+        turns.first_tile = turns.current_tile = (rows.end - 1) / rows_per_tile_;
+        turns.last_tile = rows.begin / rows_per_tile_;
+      }
+      keys = {keys.end, keys.end + keys_per_tile};
     }
   }
 

@@ -113,6 +113,15 @@ TileInputs tile_inputs(const core::Problem& problem, const core::Sequence& seque
           .softmax_scale = static_cast<float>(problem.softmax_scale)};
 }
 
+RowSpan rows_that_see(const core::Problem& problem, const core::Sequence& sequence,
+                      core::KeyRange keys) {
+  const Band band = band_of(problem, sequence);
+  const int64_t first_token = std::max<int64_t>(0, keys.begin - band.end_offset + 1);
+  const int64_t end_token = std::min(sequence.num_queries, keys.end - band.begin_offset);
+  return {.begin = first_token * problem.group_size,
+          .end = std::max(first_token, end_token) * problem.group_size};
+}
+
 TileNumbering::Place TileNumbering::operator[](int64_t number) const {
   const auto next = std::upper_bound(starts_.begin(), starts_.end(), number);
   const int64_t sequence_idx = next - starts_.begin() - 1;

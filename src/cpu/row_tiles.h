@@ -77,6 +77,16 @@ inline int64_t num_rows(const core::Problem& problem, const core::Sequence& sequ
   return sequence.num_queries * problem.group_size;
 }
 
+/// Rows of a sequence and key head: begin .. end.
+struct RowSpan {
+  int64_t begin, end;
+};
+
+/// The rows of tokens that see one of `keys`. A tile of rows sees one of them exactly if it has one
+/// of these rows: what the tokens of a tile see has no gaps.
+RowSpan rows_that_see(const core::Problem& problem, const core::Sequence& sequence,
+                      core::KeyRange keys);
+
 /// Tiles of `wide_rows` rows of all sequences.
 TileNumbering number_row_tiles(const core::Problem& problem, int wide_rows);
 RowTile row_tile(const core::Problem& problem, const TileNumbering::Place& place, int wide_rows);

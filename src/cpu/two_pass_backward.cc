@@ -97,21 +97,6 @@ void run_query_pass(const Kernels& kernels, BackwardWave& wave) {
   });
 }
 
-/// The tokens that see a key of [first_key, end_key), as rows of tile.band.
-KeyTile key_tile(const core::Problem& problem, const core::Sequence& sequence, const Band& band,
-                 core::KeyRange keys) {
-  const auto [first_key, end_key] = keys;
-  const int64_t first_token = std::max<int64_t>(0, first_key - band.end_offset + 1);
-  const int64_t end_token = std::min(sequence.num_queries, end_key - band.begin_offset);
-  return {.first_key = first_key,
-          .num_keys = end_key - first_key,
-          .row_begin = first_token * problem.group_size,
-          .row_end = std::max(first_token, end_token) * problem.group_size,
-          .stats = nullptr,
-          .dk = {},
-          .dv = {}};
-}
-
 void run_key_pass(const Kernels& kernels, BackwardWave& wave) {
   const core::Problem& problem = wave.problem();
   const TileNumbering tiles(problem, [&](const core::Sequence& sequence) {
@@ -125,10 +110,14 @@ void run_key_pass(const Kernels& kernels, BackwardWave& wave) {
     const BackwardInputs inputs = wave.inputs(sequence_idx, head_kv);
     const int64_t first_key = tile_idx * kernels.key_tile;
     const int64_t end_key = std::min(first_key + kernels.key_tile, sequence.keys.end);
-    KeyTile tile = key_tile(problem, sequence, inputs.tile.band, {first_key, end_key});
-    tile.stats = wave.stats_of(sequence_idx, head_kv);
-    tile.dk = head_rows(problem, wave.args().dk, sequence, head_kv);
-    tile.dv = head_rows(problem, wave.args().dv, sequence, head_kv);
+    const RowSpan rows = rows_that_see(problem, sequence, {first_key, end_key});
+    const KeyTile tile{.first_key = first_key,
+                       .num_keys = end_key - first_key,
+                       .row_begin = rows.begin,
+                       .row_end = rows.end,
+                       .stats = wave.stats_of(sequence_idx, head_kv),
+                       .dk = head_rows(problem, wave.args().dk, sequence, head_kv),
+                       .dv = head_rows(problem, wave.args().dv, sequence, head_kv)};
     kernels.backward_key(inputs, tile, thread_scratch(kernels.scratch_floats(padded)));
   });
 }
