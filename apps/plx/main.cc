@@ -19,7 +19,6 @@
 #endif
 
 #include "commands.h"
-#include "core/env.h"
 #include "core/nearest_name.h"
 #include "core/thread_pool.h"
 #include "parallax/version.h"
@@ -55,8 +54,7 @@ std::string unknown_command(const CLI::App& app, const std::string& word) {
 
 /// PLX_NUM_THREADS is the library's; Torch's threads, which run it here, follow.
 void apply_num_threads() {
-  using namespace parallax::core;
-  if (!env_value(Env::kNumThreads).empty()) at::set_num_threads(num_threads());
+  if (const auto limit = parallax::core::thread_limit()) at::set_num_threads(*limit);
 }
 
 /// Every step of training allocates and frees the same large tensors. glibc would hand that memory

@@ -17,8 +17,8 @@ constexpr std::array kVariables = {
                 "comma-separated topics to print on stderr: dispatch (which backend ran, and why)"},
     EnvVariable{
         Env::kNumThreads, "PLX_NUM_THREADS",
-        "threads of the library's own pool, and of all of plx; default: the cores this process may "
-        "use (plx: Torch's choice)"},
+        "threads of the library's own pool and of all of plx, and how many of Torch's threads the "
+        "Torch ops take at most; default: the cores this process may use (Torch: Torch's choice)"},
 };
 
 constexpr bool rows_follow_the_enum() {

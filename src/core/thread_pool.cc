@@ -133,9 +133,9 @@ void ThreadPool::run(int64_t num_tasks, const TaskBody& body) {
   if (job.error) std::rethrow_exception(job.error);
 }
 
-int num_threads() {
+std::optional<int> thread_limit() {
   const std::string setting = env_value(Env::kNumThreads);
-  if (setting.empty()) return usable_cores();
+  if (setting.empty()) return {};
   int count = 0;
   const char* const end = setting.data() + setting.size();
   const auto parsed = std::from_chars(setting.data(), end, count);
@@ -143,6 +143,11 @@ int num_threads() {
             env_name(Env::kNumThreads), " is '", setting, "'; it must be a number from 1 to ",
             kMaxThreads);
   return count;
+}
+
+int num_threads() {
+  const std::optional<int> limit = thread_limit();
+  return limit ? *limit : usable_cores();
 }
 
 void parallel_for(int64_t num_tasks, const TaskBody& body) {

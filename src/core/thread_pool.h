@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -20,8 +21,10 @@ using TaskBody = std::function<void(int64_t)>;
 /// exceptions is rethrown here and tasks that had not started may never run.
 void parallel_for(int64_t num_tasks, const TaskBody& body);
 
-/// Threads of the process-wide pool: PLX_NUM_THREADS, or the cores this process may use. Throws
-/// Error if PLX_NUM_THREADS is not a number from 1 to 4096.
+/// PLX_NUM_THREADS, if it is set. Throws Error if it is not a number from 1 to 4096.
+std::optional<int> thread_limit();
+
+/// Threads of the process-wide pool: thread_limit(), or the cores this process may use.
 int num_threads();
 
 /// A fixed set of threads. The thread that calls run() works too, so a pool of one has no workers.

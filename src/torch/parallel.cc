@@ -7,11 +7,20 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
+#include <optional>
 
+#include "core/thread_pool.h"
 #include "parallax/parallel.h"
 
 namespace parallax::torch_ops {
 namespace {
+
+/// PLX_NUM_THREADS may leave some of Torch's threads idle; it never adds any.
+int64_t max_workers() {
+  static const std::optional<int> limit = core::thread_limit();
+  const int64_t count = torch::stable::get_num_threads();
+  return limit ? std::min<int64_t>(*limit, count) : count;
+}
 
 // Torch hands out equal ranges. Tasks are unequal (the last queries of a causal mask see the most
 // keys), so each range is one worker, and the workers draw tasks from a common counter.
@@ -27,7 +36,7 @@ void run_tasks(int64_t num_tasks, const std::function<void(int64_t)>& body) {
       if (!first_error) first_error = std::current_exception();
     }
   };
-  const int64_t num_workers = std::min<int64_t>(torch::stable::get_num_threads(), num_tasks);
+  const int64_t num_workers = std::min(max_workers(), num_tasks);
   if (num_workers <= 1)
     work(0, 1);
   else

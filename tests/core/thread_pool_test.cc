@@ -139,6 +139,7 @@ TEST(NumThreads, EnvironmentDecides) {
     }
   }
   ::unsetenv("PLX_NUM_THREADS");
+  EXPECT_EQ(thread_limit(), std::nullopt);
   EXPECT_GE(num_threads(), 1);
 }
 
