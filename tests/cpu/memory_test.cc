@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
+#include <thread>
 #include <vector>
 
 #include "cpu/backend.h"
@@ -149,10 +150,20 @@ TEST(CpuMemory, DecodeAllocatesAFixedScratch) {
   EXPECT_LT(allocated_by([&] { decode(4096); }), kScratchBytes);  // chunked prefill
 }
 
-/// Forward and backward of some heads, bfloat16.
+/// Forward and backward, or decoding, of some heads.
 class HeadsCall {
  public:
-  explicit HeadsCall(int64_t heads) : rows_{1, kTokens, heads, kSize}, stats_{1, heads, kTokens} {}
+  explicit HeadsCall(int64_t heads, int64_t tokens = kTokens, int64_t size = kSize,
+                     DType dtype = DType::kBFloat16)
+      : rows_{1, tokens, heads, size}, stats_{1, heads, tokens}, in_(dtype, rows_) {}
+
+  void decode(const Backend& backend) {
+    backend.decode({.q = token_.view(),
+                    .r = token_.view(),
+                    .k_cache = in_.view(),
+                    .v_cache = in_.view(),
+                    .out = token_out_.view()});
+  }
 
   void run(const Backend& backend) {
     backend.forward({.q = in_.view(),
@@ -183,7 +194,8 @@ class HeadsCall {
 
  private:
   std::vector<int64_t> rows_, stats_;
-  HostTensor in_{DType::kBFloat16, rows_}, out_ = in_, out_softmax_ = in_;
+  HostTensor in_, out_ = in_, out_softmax_ = in_;
+  HostTensor token_{in_.dtype(), {1, 1, rows_[2], rows_[3]}}, token_out_ = token_;
   HostTensor dq_ = in_, dr_ = in_, dk_ = in_, dv_ = in_;
   HostTensor lse_{DType::kFloat32, stats_}, t_mean_ = lse_;
 };
@@ -194,6 +206,29 @@ TEST(CpuMemory, ManyHeadsPackNoMoreThanOneWave) {
   HeadsCall one(1), eight(8);
   EXPECT_GT(allocated_by([&] { one.run(matrix_unit); }), HeadsCall::kPackedBytes);
   EXPECT_LT(allocated_by([&] { eight.run(matrix_unit); }), HeadsCall::kPackedBytes);
+}
+
+/// The same on a new thread, which has no scratch yet.
+template <typename Call>
+int64_t allocated_by_a_thread(const Call& call) {
+  int64_t bytes = 0;
+  std::thread([&] { bytes = allocated_by(call); }).join();
+  return bytes;
+}
+
+// The largest head size, and as many heads as a task of decoding takes. Beside the scratch: 9
+// packed copies, or two fp32 sums, of 64 tokens.
+TEST(CpuMemory, AThreadWorksInTwoMegabytes) {
+  constexpr int64_t kLimit = 2 << 20, kTokens = 64, kCopies = 9 * kTokens * cpu::kMaxHeadDim * 2;
+  for (const Backend* backend : cpu_backends())
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      HeadsCall one(1, kTokens, cpu::kMaxHeadDim, dtype);
+      HeadsCall many(cpu::kMaxTileHeads * 16, kTokens, cpu::kMaxHeadDim, dtype);
+      EXPECT_LE(allocated_by_a_thread([&] { one.run(*backend); }), kLimit + kCopies)
+          << backend->description();
+      EXPECT_LE(allocated_by_a_thread([&] { many.decode(*backend); }), kLimit)
+          << backend->description();
+    }
 }
 
 }  // namespace
