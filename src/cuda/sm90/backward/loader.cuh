@@ -11,8 +11,7 @@
 namespace parallax::cuda::sm90 {
 
 /// The loaders: of a consumer's operands and of the two parts of steps, one thread each, and of the
-/// row constants, a warp. (A bulk copy would do for these too, but racecheck takes it for a race
-/// with the reads before it, which the barriers order.)
+/// row constants, a warp.
 template <class Pass, bool kRepair>
 class BackwardLoader {
  public:
