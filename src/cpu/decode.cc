@@ -18,6 +18,9 @@ constexpr int64_t kMinPieceKeys = 512;
 constexpr int64_t kMaxPieces = 16;
 constexpr int64_t kPieceUnit = 64;  // keys; whole steps of every kernel but the last
 
+/// Pieces' states are merged, and their memory used again, once they fill this much: 16 MiB.
+constexpr int64_t kStateFloats = int64_t{1} << 22;
+
 int64_t piece_keys(int64_t num_keys) {
   return std::max(kMinPieceKeys,
                   divide_up(divide_up(num_keys, kMaxPieces), kPieceUnit) * kPieceUnit);
@@ -27,7 +30,8 @@ int64_t piece_keys(int64_t num_keys) {
 struct SplitTile {
   RowTile tile;
   int64_t num_pieces = 1;
-  int64_t state_offset = 0;  // floats into the workspace; unused for a single piece
+  int64_t state_offset = 0;    // floats into the workspace; unused for a single piece
+  bool merges_before = false;  // the tiles before it: its states take the place of theirs
 };
 
 /// One piece of the keys for the tiles first_tile .. first_tile + num_heads, which differ in the
@@ -57,6 +61,7 @@ int heads_per_task(const core::Problem& problem, int64_t num_pieces) {
 
 DecodePlan make_plan(const Kernels& kernels, const core::Problem& problem) {
   DecodePlan plan;
+  int64_t used_floats = 0;
   const TileNumbering numbering = number_row_tiles(problem, kernels.wide_rows);
   for (int64_t number = 0; number < numbering.count();) {
     const RowTile tile = row_tile(problem, numbering[number], kernels.wide_rows);
@@ -72,14 +77,17 @@ DecodePlan make_plan(const Kernels& kernels, const core::Problem& problem) {
                                    : 1);
     for (int64_t piece = 0; piece < num_pieces; ++piece)
       plan.tasks.push_back({.first_tile = number, .num_heads = num_heads, .piece = piece});
+    const bool merges_before = used_floats > kStateFloats;
+    if (merges_before) used_floats = 0;
     for (int head = 0; head < num_heads; ++head, ++number) {
       plan.tiles.push_back({.tile = row_tile(problem, numbering[number], kernels.wide_rows),
                             .num_pieces = num_pieces,
-                            .state_offset = plan.workspace_floats});
+                            .state_offset = used_floats,
+                            .merges_before = merges_before && head == 0});
       if (num_pieces > 1)
-        plan.workspace_floats +=
-            num_pieces * state_floats(kernels.padded_dim(problem.head_dim), tile.rows);
+        used_floats += num_pieces * state_floats(kernels.padded_dim(problem.head_dim), tile.rows);
     }
+    plan.workspace_floats = std::max(plan.workspace_floats, used_floats);
   }
   return plan;
 }
@@ -102,22 +110,36 @@ class Decoder {
     auto first = plan_.tasks.begin();
     for (const HeadRange& heads : head_waves(kernels_, problem_, bytes_of)) {
       const PackedKeys packed(kernels_, problem_, heads, kForwardForms);
-      const auto end = std::find_if(first, plan_.tasks.end(), [&](const PieceTask& task) {
-        return head_of(task) >= heads.end;
-      });
-      core::parallel_for(end - first, [&](int64_t idx) { run_piece(first[idx], packed); });
-      first = end;
+      while (first != plan_.tasks.end() && head_of(*first) < heads.end) {
+        const auto end = std::find_if(first + 1, plan_.tasks.end(), [&](const PieceTask& task) {
+          return head_of(task) >= heads.end || (task.piece == 0 && first_tile(task).merges_before);
+        });
+        run_tasks(first, end, packed);
+        first = end;
+      }
     }
-    if (plan_.workspace_floats > 0)
-      core::parallel_for(static_cast<int64_t>(plan_.tiles.size()), [this](int64_t idx) {
-        merge_pieces(plan_.tiles[static_cast<size_t>(idx)]);
-      });
   }
 
  private:
+  using Task = std::vector<PieceTask>::const_iterator;
+
+  /// All pieces of some tiles, and what follows from them.
+  void run_tasks(Task first, Task end, const PackedKeys& packed) {
+    core::parallel_for(end - first, [&](int64_t idx) { run_piece(first[idx], packed); });
+    const PieceTask& last = *(end - 1);
+    const int64_t num_tiles = last.first_tile + last.num_heads - first->first_tile;
+    const SplitTile* const tiles = &first_tile(*first);
+    if (std::any_of(tiles, tiles + num_tiles, [](const auto& tile) { return tile.num_pieces > 1; }))
+      core::parallel_for(num_tiles, [&](int64_t idx) { merge_pieces(tiles[idx]); });
+  }
+
+  const SplitTile& first_tile(const PieceTask& task) const {
+    return plan_.tiles[static_cast<size_t>(task.first_tile)];
+  }
+
   /// The first head of a task; later tasks have later ones.
   int64_t head_of(const PieceTask& task) const {
-    const RowTile& tile = plan_.tiles[static_cast<size_t>(task.first_tile)].tile;
+    const RowTile& tile = first_tile(task).tile;
     return tile.sequence_idx * problem_.num_heads_kv + tile.head_kv;
   }
 
@@ -132,7 +154,7 @@ class Decoder {
   }
 
   void run_piece(const PieceTask& task, const PackedKeys& packed) {
-    const SplitTile* const tiles = plan_.tiles.data() + task.first_tile;
+    const SplitTile* const tiles = &first_tile(task);
     const int rows = tiles[0].tile.rows;
     const int64_t num_pieces = tiles[0].num_pieces;
     const int64_t scratch_floats = kernels_.scratch_floats(padded_);

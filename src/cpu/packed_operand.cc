@@ -81,7 +81,7 @@ PackedOperand::PackedOperand(const Kernels& kernels, const core::Problem& proble
                              const KeySource& source, PackedForm form)
     : block_elements_(kPackedRows * kernels.padded_dim(problem.head_dim)) {
   fill(problem, heads, form, source.num_keys, [&](const Block& block) {
-    // What no query sees is left as it is: its tiles are never read.
+    // What no query sees is left as it is: what products make of it is not used.
     const int64_t first_seen =
         block.sequence.num_queries == 0 ? 0 : problem.visible_keys(block.sequence, 0).begin;
     if ((block.idx + 1) * kPackedRows <= first_seen) return;

@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -148,6 +149,30 @@ TEST(CpuMemory, DecodeAllocatesAFixedScratch) {
   };
   EXPECT_LT(allocated_by([&] { decode(1); }), kScratchBytes);
   EXPECT_LT(allocated_by([&] { decode(4096); }), kScratchBytes);  // chunked prefill
+}
+
+// Each of the sequences, which share a cache, is cut into 16 pieces. The pieces' states of all would
+// be 37 MB.
+TEST(CpuMemory, DecodeOfManySequencesUsesTheStatesMemoryAgain) {
+  constexpr int64_t kSequences = 2048;
+  Buffers b;
+  std::vector<float> out(kSequences * kD);
+  const auto decode = [&](int64_t count) {
+    cpu::backend().decode({.q = make_view(b.q.data(), {count, 1, 1, kD}),
+                           .r = make_view(b.r.data(), {count, 1, 1, kD}),
+                           .k_cache = make_view(b.k.data(), {count, kT, 1, kD}, {0, kD, kD, 1}),
+                           .v_cache = make_view(b.v.data(), {count, kT, 1, kD}, {0, kD, kD, 1}),
+                           .out = make_view(out.data(), {count, 1, 1, kD})});
+  };
+  EXPECT_LT(allocated_by([&] { decode(kSequences); }), 20 << 20);
+  const std::vector<float> all = out;
+  for (const int64_t idx : {int64_t{0}, kSequences / 2, kSequences - 1}) {
+    const auto first = static_cast<size_t>(idx * kD);
+    std::copy_n(b.q.begin() + idx * kD, kD, b.q.begin());
+    std::copy_n(b.r.begin() + idx * kD, kD, b.r.begin());
+    decode(1);
+    for (size_t d = 0; d < kD; ++d) EXPECT_EQ(out[d], all[first + d]) << idx;
+  }
 }
 
 /// Forward and backward, or decoding, of some heads.
