@@ -151,8 +151,8 @@ TEST(CpuMemory, DecodeAllocatesAFixedScratch) {
   EXPECT_LT(allocated_by([&] { decode(4096); }), kScratchBytes);  // chunked prefill
 }
 
-// Each of the sequences, which share a cache, is cut into 16 pieces. The pieces' states of all would
-// be 37 MB.
+// Each of the sequences, which share a cache, is cut into 16 pieces. The pieces' states of all
+// would be 37 MB.
 TEST(CpuMemory, DecodeOfManySequencesUsesTheStatesMemoryAgain) {
   constexpr int64_t kSequences = 2048;
   Buffers b;
