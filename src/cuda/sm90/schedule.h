@@ -21,6 +21,13 @@ struct TileSchedule {
   int bundle;      // heads
 };
 
+/// Device memory that the blocks of a launch and of its repair share, zero at the start.
+struct TileWorkspace {
+  uint32_t next_tile;    // beyond the first of every block
+  uint32_t num_flagged;  // tiles with a NaN or an infinity among their results
+  uint32_t reserved[2];
+};
+
 /// Tiles of the call, those without rows included.
 int64_t num_tiles(const AttentionCall& call, TileRows rows, int rows_per_tile);
 

@@ -41,7 +41,7 @@ BackwardWorkspace carve(const BackwardCall& call, void* memory) {
     bytes += (size + 15) / 16 * 16;
     return place;
   };
-  workspace.passes = reinterpret_cast<PassWorkspace*>(take(2 * sizeof(PassWorkspace)));
+  workspace.passes = reinterpret_cast<TileWorkspace*>(take(2 * sizeof(TileWorkspace)));
   for (int which = 0; which < 2; ++which) {
     const int64_t tiles = num_tiles(call.attention, kPasses[which], kRowsPerTile);
     workspace.flagged_tiles[which] = reinterpret_cast<uint32_t*>(

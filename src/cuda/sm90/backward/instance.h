@@ -12,7 +12,7 @@ namespace parallax::cuda::sm90 {
 
 /// A call's device memory, cut up. Of the two passes, that over keys comes first.
 struct BackwardWorkspace {
-  PassWorkspace* passes;  // two
+  TileWorkspace* passes;  // two
   uint32_t* flagged_tiles[2];
   float* constants;
   int64_t bytes;

@@ -17,19 +17,12 @@ struct BackwardMaps {
   CUtensorMap q, r, d_out, k, v;
 };
 
-/// Device memory of one pass, zero at its start.
-struct PassWorkspace {
-  uint32_t next_tile;    // beyond the first of every block
-  uint32_t num_flagged;  // entries of flagged_tiles
-  uint32_t reserved[2];
-};
-
 /// One pass of a call.
 struct PassParams {
   BackwardCall call;
   float scale_log2;  // softmax_scale times log2 e
   TileSchedule schedule;
-  PassWorkspace* workspace;
+  TileWorkspace* workspace;
   /// Tiles with a NaN or an infinity among their results, once for each warp that found one.
   uint32_t* flagged_tiles;
   /// Of each query, for groups of 64: [head][group][4][64] (row_constants.cuh).

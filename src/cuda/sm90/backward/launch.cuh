@@ -43,7 +43,7 @@ void launch_backward(const BackwardLaunch& launch, cudaStream_t stream) {
                     .flagged_tiles = nullptr,
                     .constants = workspace.constants,
                     .constants_per_head = launch.constant_schedule.num_blocks};
-  PLX_CUDA_CHECK(cudaMemsetAsync(workspace.passes, 0, 2 * sizeof(PassWorkspace), stream));
+  PLX_CUDA_CHECK(cudaMemsetAsync(workspace.passes, 0, 2 * sizeof(TileWorkspace), stream));
   launch_kernel(row_constants_kernel<Config>,
                 {.blocks_x = launch.constant_schedule.num_tiles,
                  .threads = kConstantThreads,

@@ -39,7 +39,7 @@ Support supports_forward(const ForwardCall& call) {
 int64_t forward_workspace_bytes(const ForwardCall& call) {
   const ForwardTile& tile = instance_of(call).tile;
   const int64_t flags = tile.warps * num_tiles(call.attention, TileRows::kQueries, tile.queries);
-  return static_cast<int64_t>(sizeof(ForwardWorkspace) + sizeof(uint32_t) * flags);
+  return static_cast<int64_t>(sizeof(TileWorkspace) + sizeof(uint32_t) * flags);
 }
 
 void launch_forward(const ForwardCall& call, const DeviceInfo& device, void* workspace,

@@ -18,18 +18,11 @@ struct ForwardMaps {
   CUtensorMap q, r, k, v;
 };
 
-/// Device memory of one call, zero at its start.
-struct ForwardWorkspace {
-  uint32_t next_tile;    // beyond the first of every block
-  uint32_t num_flagged;  // entries of flagged_tiles
-  uint32_t reserved[2];
-};
-
 struct ForwardParams {
   ForwardCall call;
   float scale_log2;  // softmax_scale times log2 e
   TileSchedule schedule;
-  ForwardWorkspace* workspace;
+  TileWorkspace* workspace;
   /// Tiles with a NaN or an infinity among their results, once for each warp that found one.
   uint32_t* flagged_tiles;
 };

@@ -29,7 +29,7 @@ ForwardMaps make_forward_maps(const AttentionCall& call) {
 template <class Config>
 void launch_forward(const ForwardCall& call, const TileSchedule& schedule, void* workspace,
                     int num_blocks, cudaStream_t stream) {
-  auto* const header = static_cast<ForwardWorkspace*>(workspace);
+  auto* const header = static_cast<TileWorkspace*>(workspace);
   const ForwardMaps maps = make_forward_maps<Config>(call.attention);
   const ForwardParams params{.call = call,
                              .scale_log2 = call.attention.softmax_scale * 1.44269504f,
@@ -40,7 +40,7 @@ void launch_forward(const ForwardCall& call, const TileSchedule& schedule, void*
                           .threads = Config::kThreads,
                           .shared_bytes = Config::kSharedBytes,
                           .stream = stream};
-  PLX_CUDA_CHECK(cudaMemsetAsync(workspace, 0, sizeof(ForwardWorkspace), stream));
+  PLX_CUDA_CHECK(cudaMemsetAsync(workspace, 0, sizeof(TileWorkspace), stream));
   launch_kernel(forward_kernel<Config, false>, shape, maps, params);
   launch_kernel(forward_kernel<Config, true>, shape, maps, params);
 }
