@@ -168,13 +168,7 @@ class Benchmark:
         self.time_inference(inference.run, row)
         for name in self.options.peers:
             self.time_peer(name, case, inputs, samples, row)
-        time_over = row.get("time_over", {})
-        values = {
-            "tflops": row["tflops"],
-            "time_over_cudnn": time_over.get("cudnn"),
-            "speedup_over_fla": 1 / time_over["fla"] if "fla" in time_over else None,
-        }
-        self.judge(case, row, values)
+        self.judge(case, row)
         return row
 
     def time_ours(self, case: Case, run, row: dict[str, object]) -> None:
@@ -235,11 +229,12 @@ class Benchmark:
         if "wrong" not in row:
             row["gemm_tflops"] = self.measure_gemm()
             self.tflops_of_case[case.name] = row["tflops"]
-            self.judge(case, row, gpu_backward.quantities(row))
+            self.judge(case, row)
         return row
 
-    def judge(self, case: Case, row: dict[str, object], values: dict) -> None:
+    def judge(self, case: Case, row: dict[str, object]) -> None:
         """Each target with its value; a target without a value is not listed as missed."""
+        values = (gpu_backward.quantities if case.call == "backward" else quantities)(row)
         judged = []
         for target in case.targets:
             entry = {"quantity": target.quantity, "limit": target.limit}
@@ -259,6 +254,16 @@ class Benchmark:
             judged.append(entry)
         if judged:
             row["targets"] = judged
+
+
+def quantities(row: dict[str, object]) -> dict[str, float | None]:
+    """What the targets of the forward are about."""
+    time_over = row.get("time_over", {})
+    return {
+        "tflops": row["tflops"],
+        "time_over_cudnn": time_over.get("cudnn"),
+        "speedup_over_fla": 1 / time_over["fla"] if "fla" in time_over else None,
+    }
 
 
 def print_header() -> None:

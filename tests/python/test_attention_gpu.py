@@ -13,6 +13,7 @@ from support import REPO_ROOT
 sys.path.insert(0, str(REPO_ROOT / "bench"))
 
 import attention_gpu
+import gpu_backward
 import gpu_calls
 from gpu_cases import Case, Target, make_inputs, packed_lengths, select_cases
 from gpu_reference import compare, refusals, sample
@@ -51,10 +52,12 @@ def test_packed_lengths_are_in_their_range_and_sum_up():
 
 
 def test_names_are_unique_and_targets_refer_to_earlier_cases():
-    names = [case.name for case in select_cases()]
-    assert len(set(names)) == len(names)
-    for index, case in enumerate(select_cases()):
-        assert case.relative_to is None or case.relative_to[0] in names[:index]
+    for backward in (False, True):
+        cases = select_cases(backward=backward)
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names)
+        for index, case in enumerate(cases):
+            assert case.relative_to is None or case.relative_to[0] in names[:index]
 
 
 def test_times_are_written_with_errors_and_peers(tmp_path):
@@ -147,6 +150,48 @@ def test_targets_are_judged():
     assert not ratio["met"]
     assert "value" not in speedup and "not measured" in attention_gpu.target_text(speedup)
     assert not share["met"] and share["value"] == 0.94
+
+
+def test_gradients_are_checked_and_timed(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    cases = "d128_gqa_4x4096|varlen|window"
+    rows, text = rows_of(path, "--backward", "--cases", cases, "--peers", "cudnn")
+    assert [row["call"] for row in rows] == ["backward"] * 3
+    for row in rows:
+        assert set(row["errors"]) == {"dq", "dr", "dk", "dv"}
+        assert max(row["errors"].values()) < 6e-3
+        assert row["ms"] > 0 and row["forward_ms"] > 0
+        assert row["absent"]["cudnn"]
+    assert "cudnn is absent" in text
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
+def test_wrong_gradients_are_not_timed(which, monkeypatch):
+    case = select_cases("d64_causal_4x4096", backward=True, small=True)[0]
+    right = gpu_backward.ours
+
+    def off(case, inputs, d_out):
+        candidate = right(case, inputs, d_out)
+        backward = candidate.backward
+
+        def run():
+            gradients = list(backward()())
+            gradients[which] = 1.02 * gradients[which]
+            return gradients
+
+        candidate.backward = lambda: run
+        return candidate
+
+    monkeypatch.setattr(gpu_backward, "ours", off)
+    timing = attention_gpu.TimingOptions(warm_up_ms=1, min_runs=3, total_ms=1)
+    row = gpu_backward.measure(case, CPU, timing, [])
+    assert "ms" not in row
+    assert [text.split(":")[0] for text in row["wrong"]] == [gpu_backward.NAMES[which]]
+
+
+def test_gradients_count_eight_products():
+    case = select_cases("d64_causal_4x4096", backward=True)[0]
+    assert case.flops == 2 * select_cases("d64_causal_4x4096")[0].flops
 
 
 def test_what_cannot_run_is_said():
