@@ -31,7 +31,7 @@ from gpu_calls import (
     poisoned_memory,
 )
 from gpu_cases import Case, make_inputs, select_cases
-from gpu_reference import Rows, compare, refusals, sample
+from gpu_reference import Rows, compare, not_finite, refusals, sample
 from gpu_timing import TimingOptions, gemm_tflops, time_call, time_graph
 
 EPILOG = """\
@@ -151,12 +151,7 @@ class Benchmark:
         errors = compare(samples, results)
         row["num_rows"] = sum(len(rows.rows) for rows in samples)
         row["errors"] = {name: vars(error) for name, error in errors.items()}
-        wrong = refusals(case, errors)
-        wrong += [
-            f"{name}: {count} elements are not finite"
-            for name, x in results.items()
-            if (count := int((~x.isfinite()).sum())) > 0
-        ]
+        wrong = refusals(case, errors) + not_finite(results)
         out_bytes = (x.view(torch.uint8) for x in (out_of_inference, results["out"]))
         if not torch.equal(*out_bytes):
             wrong.append("inference: out has other bits than with the saved tensors")

@@ -5,12 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from gpu_calls import AbsentError, backend_of, one_line, poisoned_memory
+from gpu_calls import (
+    AbsentError,
+    Candidate,
+    backend_of,
+    make_peer,
+    one_line,
+    ours_for_inference,
+    poisoned_memory,
+)
 from gpu_cases import Case, Inputs, make_inputs
-from gpu_reference import sequences_of
+from gpu_reference import not_finite, sequences_of, visible_keys
 from gpu_timing import TimingOptions, time_call
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 NAMES = ("dq", "dr", "dk", "dv")
 CHUNK = 2048  # query rows of the truth at once
@@ -20,14 +27,20 @@ CHUNK = 2048  # query rows of the truth at once
 ALLOWED = {torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float32: 2e-5}
 
 
+PEERS = ("cudnn", "fla")
+
+
 @dataclass
 class Differentiable:
-    """A function of leaf tensors whose gradients are timed."""
+    """A candidate of gpu_calls on tensors of its own, whose gradients are timed."""
 
-    name: str
-    leaves: list[Tensor]
-    forward: Callable[[], Tensor]
+    candidate: Candidate
+    leaves: tuple[Tensor, ...]
     d_out: Tensor
+
+    def forward(self) -> Tensor:
+        (out,) = self.candidate.results().values()
+        return out
 
     def backward(self) -> Callable[[], tuple[Tensor, ...]]:
         out = self.forward()
@@ -38,58 +51,28 @@ class Differentiable:
         return run
 
 
-def leaves_of(*tensors: Tensor) -> list[Tensor]:
-    return [x.detach().clone().requires_grad_() for x in tensors]
+def leaves_of(inputs: Inputs) -> Inputs:
+    return inputs._replace(
+        **{name: getattr(inputs, name).clone().requires_grad_() for name in "qrkv"}
+    )
 
 
 def ours(case: Case, inputs: Inputs, d_out: Tensor) -> Differentiable:
-    import parallax
-
-    leaves = leaves_of(*inputs[:4])
-    options = {"causal": case.causal, "window": case.window}
-
-    def forward():
-        if inputs.cu_seqlens is None:
-            return parallax.attention(*leaves, **options)
-        lengths = (inputs.cu_seqlens, inputs.cu_seqlens)
-        return parallax.varlen_attention(*leaves, *lengths, **options)
-
-    return Differentiable("parallax", leaves, forward, d_out)
+    """Where gradients are recorded, the call without statistics saves them all the same."""
+    leaves = leaves_of(inputs)
+    return Differentiable(ours_for_inference(case, leaves), leaves[:4], d_out)
 
 
-def fla(case: Case, inputs: Inputs, d_out: Tensor) -> Differentiable:
-    if not case.causal:
-        raise AbsentError("it has no full attention")
-    try:
-        from fla.ops.parallax import parallel_parallax
-    except Exception as error:  # a package may fail to import in any way
-        raise AbsentError(f"import fla.ops.parallax: {one_line(error)}") from error
-    packed = inputs.cu_seqlens is not None
-    leaves = leaves_of(*(x[None] if packed else x for x in inputs[:4]))
-    options = {"window_size": case.window, "cu_seqlens": inputs.cu_seqlens}
-
-    def forward():
-        return parallel_parallax(*leaves, **options)
-
-    return Differentiable("fla", leaves, forward, d_out[None] if packed else d_out)
-
-
-def cudnn(case: Case, inputs: Inputs, d_out: Tensor) -> Differentiable:
-    if inputs.q.device.type != "cuda":
-        raise AbsentError("it needs a CUDA device")
-    if case.lengths or case.window is not None:
-        raise AbsentError("PyTorch's cuDNN attention has no window and no packed sequences")
-    leaves = leaves_of(*inputs.by_heads())
-    options = {"is_causal": case.causal, "enable_gqa": case.heads != case.heads_kv}
-
-    def forward():
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            return torch.nn.functional.scaled_dot_product_attention(*leaves, **options)
-
-    return Differentiable("cudnn", leaves, forward, d_out.transpose(1, 2))
-
-
-MAKERS = {"cudnn": cudnn, "fla": fla}
+def peer(name: str, case: Case, inputs: Inputs, d_out: Tensor) -> Differentiable:
+    """The peer after a first call of its forward. Raises AbsentError."""
+    if name not in PEERS:
+        raise AbsentError("its gradients are not timed")
+    leaves = leaves_of(inputs)
+    candidate, _ = make_peer(name, case, leaves)
+    is_parallax = name == "fla"
+    return Differentiable(
+        candidate, leaves[:4] if is_parallax else (leaves.q, leaves.k, leaves.v), d_out
+    )
 
 
 def make_gradient_inputs(case: Case, device: torch.device) -> tuple[Inputs, Tensor]:
@@ -112,17 +95,12 @@ def true_gradients(case: Case, tensors: list[Tensor]) -> list[Tensor]:
     scale = case.head_dim**-0.5
     d_q, d_r = torch.zeros_like(q), torch.zeros_like(r)
     d_k, d_v = torch.zeros_like(k), torch.zeros_like(v)
-    key = torch.arange(len(k), device=k.device)
     for head in range(len(q)):
         for first in range(0, q.shape[1], CHUNK):
             rows = slice(first, min(first + CHUNK, q.shape[1]))
-            row = torch.arange(rows.start, rows.stop, device=k.device)[:, None]
             qs, rs, gs = q[head, rows], r[head, rows], d_out[head, rows]
-            visible = torch.ones(len(row), len(key), dtype=torch.bool, device=k.device)
-            if case.causal:
-                visible &= key <= row
-            if case.window is not None:
-                visible &= key > row - case.window
+            tokens = torch.arange(rows.start, rows.stop, device=k.device)
+            visible = visible_keys(case, tokens, len(k))
             p = (qs @ k.T * scale).masked_fill(~visible, -torch.inf).softmax(-1)
             t = rs @ k.T
             a = 1 + (p * t).sum(-1, keepdim=True) - t
@@ -178,11 +156,6 @@ def wrong_gradients(case: Case, errors: dict[str, float], factor: float = 1.0) -
     ]
 
 
-def checked_gradients(candidate: Differentiable) -> tuple[Tensor, ...]:
-    with poisoned_memory():
-        return candidate.backward()()
-
-
 def time_training(
     candidate: Differentiable, device: torch.device, timing: TimingOptions
 ) -> dict[str, object]:
@@ -199,22 +172,19 @@ def time_training(
 
 def run_peer(name: str, case: Case, inputs: Inputs, d_out: Tensor) -> Differentiable:
     """The peer after a first call, FLA's with its gradients checked. Raises AbsentError."""
-    if name not in MAKERS:
-        raise AbsentError("its gradients are not timed")
-    candidate = MAKERS[name](case, inputs, d_out)
+    differentiable = peer(name, case, inputs, d_out)
     try:
-        gradients = candidate.backward()()
+        gradients = differentiable.backward()()
         if inputs.q.device.type == "cuda":
             torch.cuda.synchronize()
     except Exception as error:  # anything that another library may raise
         raise AbsentError(one_line(error)) from error
     if name == "fla":
-        gradients = [x[0] if case.lengths else x for x in gradients]
         # Theirs to improve; ours to not time nonsense.
         wrong = wrong_gradients(case, gradient_errors(case, inputs, d_out, gradients), factor=5)
         if wrong:
             raise AbsentError(f"its result is wrong: {wrong[0]}")
-    return candidate
+    return differentiable
 
 
 def measure(
@@ -232,14 +202,11 @@ def measure(
     with torch.enable_grad():
         candidate = ours(case, inputs, d_out)
         row["backend"] = backend_of(candidate.backward())
-        gradients = checked_gradients(candidate)
+        with poisoned_memory():
+            gradients = candidate.backward()()
         row["errors"] = gradient_errors(case, inputs, d_out, gradients)
         wrong = wrong_gradients(case, row["errors"])
-        wrong += [
-            f"{name}: {count} elements are not finite"
-            for name, x in zip(NAMES, gradients, strict=True)
-            if (count := int((~x.isfinite()).sum())) > 0
-        ]
+        wrong += not_finite(dict(zip(NAMES, gradients, strict=True)))
         if wrong:
             return {**row, "wrong": wrong}
         del gradients
@@ -248,11 +215,11 @@ def measure(
         training_ms = row["forward_ms"] + row["ms"]
         for name in peers:
             try:
-                peer = run_peer(name, case, inputs, d_out)
+                other = run_peer(name, case, inputs, d_out)
             except AbsentError as reason:
                 row.setdefault("absent", {})[name] = str(reason)
                 continue
-            times = time_training(peer, device, timing)
+            times = time_training(other, device, timing)
             row.setdefault("peers", {})[name] = times
             over = training_ms / (times["forward_ms"] + times["ms"])
             row.setdefault("training_time_over", {})[name] = over

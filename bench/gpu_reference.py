@@ -48,16 +48,22 @@ class Error:
     expected: float = 0.0
 
 
-def rows_truth(case: Case, q: Tensor, r: Tensor, k: Tensor, v: Tensor, *, rows: Tensor):
-    """The four results and t's spread, float64, of the given rows of q and r [T, D]."""
-    q, r = q[rows].double(), r[rows].double()
-    k, v = k.double(), v.double()
-    key = torch.arange(k.shape[0], device=k.device)
-    visible = torch.ones(len(rows), len(key), dtype=torch.bool, device=k.device)
+def visible_keys(case: Case, rows: Tensor, num_keys: int) -> Tensor:
+    """[rows, keys]: which keys the query rows of a sequence see."""
+    key = torch.arange(num_keys, device=rows.device)
+    visible = torch.ones(len(rows), num_keys, dtype=torch.bool, device=rows.device)
     if case.causal:
         visible &= key <= rows[:, None]
     if case.window is not None:
         visible &= key > rows[:, None] - case.window
+    return visible
+
+
+def rows_truth(case: Case, q: Tensor, r: Tensor, k: Tensor, v: Tensor, *, rows: Tensor):
+    """The four results and t's spread, float64, of the given rows of q and r [T, D]."""
+    q, r = q[rows].double(), r[rows].double()
+    k, v = k.double(), v.double()
+    visible = visible_keys(case, rows, len(k))
     s = (q @ k.T * case.head_dim**-0.5).masked_fill(~visible, -torch.inf)
     t = r @ k.T
     lse = s.logsumexp(-1)
@@ -166,6 +172,15 @@ ALLOWED_OUT = {
     torch.float32: (2e-5, 2e-4),
 }
 ALLOWED_STATISTICS = {"lse": 2e-5, "t_mean": 1e-4}
+
+
+def not_finite(results: dict[str, Tensor]) -> list[str]:
+    """What is wrong with a result that has NaNs or infinities, wherever they are."""
+    return [
+        f"{name}: {count} elements are not finite"
+        for name, x in results.items()
+        if (count := int((~x.isfinite()).sum())) > 0
+    ]
 
 
 def refusals(case: Case, errors: dict[str, Error], factor: float = 1.0) -> list[str]:
