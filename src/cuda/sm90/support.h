@@ -3,11 +3,14 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <limits>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "cuda/call.h"
+#include "cuda/sm90/schedule.h"
 #include "cuda/tensor_map.h"
 #include "parallax/backend.h"
 
@@ -72,16 +75,25 @@ inline MapShape key_map_shape(const AttentionCall& call, int box_tokens) {
   return shape;
 }
 
-/// A tensor that the copy engine, or 16-byte accesses, shall reach.
-struct MappedTensor {
+/// A tensor shaped like q, or like k.
+struct NamedTensor {
   const char* name;
   Operand<const void> operand;
-  const MapShape& shape;
+  TileRows rows;
 };
 
-inline Support supports_tensors(const std::string& pass, std::span<const MappedTensor> tensors) {
-  for (const auto& [name, operand, shape] : tensors)
-    if (const char* const why = map_refusal(operand, shape);
+/// Whether the copy engine, and 16-byte accesses, reach q, r, k, v and `others`.
+inline Support supports_tensors(const std::string& pass, const AttentionCall& call,
+                                std::initializer_list<NamedTensor> others) {
+  std::vector<NamedTensor> tensors = {{"q", call.q, TileRows::kQueries},
+                                      {"r", call.r, TileRows::kQueries},
+                                      {"k", call.k, TileRows::kKeys},
+                                      {"v", call.v, TileRows::kKeys}};
+  tensors.insert(tensors.end(), others);
+  const MapShape queries = query_map_shape(call, /*box_tokens=*/1);
+  const MapShape keys = key_map_shape(call, /*box_tokens=*/1);
+  for (const auto& [name, operand, rows] : tensors)
+    if (const char* const why = map_refusal(operand, rows == TileRows::kQueries ? queries : keys);
         operand.data != nullptr && why != nullptr)
       return refuse(pass, std::string(name) + ": " + why);
   return Support::yes();

@@ -15,24 +15,6 @@ constexpr TileRows kPasses[] = {TileRows::kKeys, TileRows::kQueries};
 constexpr int kRowsPerTile = 2 * kBackwardRows;
 constexpr int kWarpsPerTile = 8;  // that compute, each of which may flag it
 
-Support supports_memory(const BackwardCall& call) {
-  const AttentionCall& attention = call.attention;
-  const MapShape queries = query_map_shape(attention, /*box_tokens=*/1);
-  const MapShape keys = key_map_shape(attention, /*box_tokens=*/1);
-  const MappedTensor tensors[] = {{"q", attention.q, queries},
-                                  {"r", attention.r, queries},
-                                  {"k", attention.k, keys},
-                                  {"v", attention.v, keys},
-                                  {"d_out", call.d_out, queries},
-                                  {"out", call.out, queries},
-                                  {"out_softmax", call.out_softmax, queries},
-                                  {"dq", as_const(call.dq), queries},
-                                  {"dr", as_const(call.dr), queries},
-                                  {"dk", as_const(call.dk), keys},
-                                  {"dv", as_const(call.dv), keys}};
-  return supports_tensors("backward", tensors);
-}
-
 BackwardWorkspace carve(const BackwardCall& call, void* memory) {
   BackwardWorkspace workspace{};
   int64_t bytes = 0;
@@ -64,7 +46,14 @@ Support supports_backward(const BackwardCall& call) {
        {std::pair{TileRows::kKeys, kRowsPerTile}, std::pair{TileRows::kQueries, kBackwardRows}})
     if (num_tiles(attention, rows, per_tile) > kMaxCount)
       return refuse("backward", "more than 2^30 tiles");
-  return supports_memory(call);
+  return supports_tensors("backward", attention,
+                          {{"d_out", call.d_out, TileRows::kQueries},
+                           {"out", call.out, TileRows::kQueries},
+                           {"out_softmax", call.out_softmax, TileRows::kQueries},
+                           {"dq", as_const(call.dq), TileRows::kQueries},
+                           {"dr", as_const(call.dr), TileRows::kQueries},
+                           {"dk", as_const(call.dk), TileRows::kKeys},
+                           {"dv", as_const(call.dv), TileRows::kKeys}});
 }
 
 int64_t backward_workspace_bytes(const BackwardCall& call) { return carve(call, nullptr).bytes; }

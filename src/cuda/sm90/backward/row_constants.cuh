@@ -31,7 +31,13 @@ __device__ __forceinline__ float* constants_of(const PassParams& params, const T
   const int32_t* const cu_seqlens = call.sequences.cu_seqlens_q;
   int64_t head = head_q, first = 0;
   if (cu_seqlens != nullptr)
-    first = cu_seqlens[tile.sequence_idx] / kBackwardRows + tile.sequence_idx;
+    first = first_slot({.cu_seqlens = cu_seqlens,
+                        .num_sequences = call.sequences.num_sequences,
+                        .tiles_per_sequence = 0,
+                        .rows_per_token = 1,
+                        .tile_rows = kBackwardRows,
+                        .count = 0},
+                       tile.sequence_idx);
   else
     head += tile.sequence_idx * int64_t{call.num_heads_q};
   return params.constants + (head * params.constants_per_head + first) * kConstantFloats;

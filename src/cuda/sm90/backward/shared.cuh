@@ -3,9 +3,8 @@
 #pragma once
 
 #include "cuda/device/ptx/barrier.cuh"
-#include "cuda/device/ptx/shared.cuh"
 #include "cuda/sm90/backward/config.h"
-#include "cuda/sm90/tile.cuh"
+#include "cuda/sm90/tile_in_shared.cuh"
 
 namespace parallax::cuda::sm90 {
 
@@ -75,24 +74,14 @@ class BackwardShared {
 
   /// Written before full_tile, read after it.
   __device__ __forceinline__ void store_tile(int slot, const Tile& tile) const {
-    const uint32_t address = tile_address(slot);
-    ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
-    ptx::store_shared_int4(address + 16,
-                           {tile.key_row, tile.first_row, tile.num_queries, tile.num_keys});
-    ptx::store_shared(address + 32, static_cast<uint32_t>(tile.sequence_idx));
+    store_tile_at(tile_address(slot), tile);
+    ptx::store_shared(tile_address(slot) + kTileWordBytes,
+                      static_cast<uint32_t>(tile.sequence_idx));
   }
   __device__ __forceinline__ Tile load_tile(int slot) const {
-    const int4 first = ptx::load_shared_int4(tile_address(slot));
-    const int4 second = ptx::load_shared_int4(tile_address(slot) + 16);
-    return {.number = first.x,
-            .head = first.y,
-            .batch = first.z,
-            .query_row = first.w,
-            .key_row = second.x,
-            .first_row = second.y,
-            .num_queries = second.z,
-            .num_keys = second.w,
-            .sequence_idx = static_cast<int>(ptx::load_shared(tile_address(slot) + 32))};
+    Tile tile = load_tile_at(tile_address(slot));
+    tile.sequence_idx = static_cast<int>(ptx::load_shared(tile_address(slot) + kTileWordBytes));
+    return tile;
   }
 
  private:

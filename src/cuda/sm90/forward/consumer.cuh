@@ -86,7 +86,7 @@ class Consumer {
   /// sums += weights V of the values in that stage from kFrom on, as one group.
   template <int kFrom = 0>
   __device__ __forceinline__ void issue_values(int stage) {
-    if constexpr (kRepair) clear_not_finite<Config>(shared_.value(stage));
+    if constexpr (kRepair) clear_values<Config>(shared_.value(stage));
     const uint64_t values = ptx::operand(shared_.value(stage), /*leading=*/Config::kKeyChunkBytes,
                                          /*stride=*/1024);
     ptx::pin(sums_);

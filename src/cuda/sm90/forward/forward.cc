@@ -8,19 +8,6 @@
 namespace parallax::cuda::sm90 {
 namespace {
 
-Support supports_memory(const ForwardCall& call) {
-  const AttentionCall& attention = call.attention;
-  const MapShape queries = query_map_shape(attention, /*box_tokens=*/1);
-  const MapShape keys = key_map_shape(attention, /*box_tokens=*/1);
-  const MappedTensor tensors[] = {{"q", attention.q, queries},
-                                  {"r", attention.r, queries},
-                                  {"k", attention.k, keys},
-                                  {"v", attention.v, keys},
-                                  {"out", as_const(call.out), queries},
-                                  {"out_softmax", as_const(call.out_softmax), queries}};
-  return supports_tensors("forward", tensors);
-}
-
 const ForwardInstance& instance_of(const ForwardCall& call) {
   return *find_instance(call.attention, forward_instances());
 }
@@ -33,7 +20,9 @@ Support supports_forward(const ForwardCall& call) {
   if (!instance.ok) return instance;
   if (num_tiles(attention, TileRows::kQueries, instance_of(call).tile.queries) > kMaxCount)
     return refuse("forward", "more than 2^30 tiles");
-  return supports_memory(call);
+  return supports_tensors("forward", attention,
+                          {{"out", as_const(call.out), TileRows::kQueries},
+                           {"out_softmax", as_const(call.out_softmax), TileRows::kQueries}});
 }
 
 int64_t forward_workspace_bytes(const ForwardCall& call) {

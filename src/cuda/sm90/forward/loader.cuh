@@ -8,6 +8,7 @@
 #include "cuda/device/ptx/tma.cuh"
 #include "cuda/sm90/forward/tiles.cuh"
 #include "cuda/sm90/ring.cuh"
+#include "cuda/sm90/tile_in_shared.cuh"
 
 namespace parallax::cuda::sm90 {
 
@@ -61,22 +62,10 @@ class SharedTiles {
 
   /// The tile of a query stage: written before full_query, read after it.
   __device__ __forceinline__ void store_tile(int stage, const Tile& tile) const {
-    const uint32_t address = tile_address(stage);
-    ptx::store_shared_int4(address, {tile.number, tile.head, tile.batch, tile.query_row});
-    ptx::store_shared_int4(address + 16,
-                           {tile.key_row, tile.first_row, tile.num_queries, tile.num_keys});
+    store_tile_at(tile_address(stage), tile);
   }
   __device__ __forceinline__ Tile load_tile(int stage) const {
-    const int4 first = ptx::load_shared_int4(tile_address(stage));
-    const int4 second = ptx::load_shared_int4(tile_address(stage) + 16);
-    return {.number = first.x,
-            .head = first.y,
-            .batch = first.z,
-            .query_row = first.w,
-            .key_row = second.x,
-            .first_row = second.y,
-            .num_queries = second.z,
-            .num_keys = second.w};
+    return load_tile_at(tile_address(stage));
   }
 
  private:

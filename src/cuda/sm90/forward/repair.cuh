@@ -11,7 +11,7 @@ namespace parallax::cuda::sm90 {
 
 /// All consumers, once for each stage of values.
 template <class Config>
-__device__ __forceinline__ void clear_not_finite(uint32_t values) {
+__device__ __forceinline__ void clear_values(uint32_t values) {
   clear_not_finite<typename Config::Element>(values, Config::kKeyBytes, kRepairBarrier);
 }
 
