@@ -101,6 +101,7 @@ ordered_json describe_run(const Options& options, const Limits& limits) {
                       {"fma_gflops", limits.fma_gflops},
                       {"read_gbytes", limits.read_gbytes}};
   if (limits.amx_gflops) run["amx_gflops"] = *limits.amx_gflops;
+  if (limits.bf16_dot_gflops) run["bf16_dot_gflops"] = *limits.bf16_dot_gflops;
   return run;
 }
 
@@ -122,7 +123,7 @@ ordered_json run_case(const AttentionCase& which, const Options& options, const 
   const bool decodes = which.call == Call::kDecode;
   const double rate = 1e-9 * (decodes ? which.bytes() : which.flops()) / seconds;
   const double unit_limit =
-      which.dtype == torch::kBFloat16 && limits.amx_gflops ? *limits.amx_gflops : limits.fma_gflops;
+      which.dtype == torch::kBFloat16 ? limits.bf16_gflops() : limits.fma_gflops;
   result[decodes ? "gbytes_per_s" : "gflops"] = rate;
   result["share_of_limit"] = rate / (decodes ? limits.read_gbytes : unit_limit);
   for (size_t idx = 1; idx < timings.size(); ++idx)
@@ -142,6 +143,8 @@ void print_header(const ordered_json& run) {
               run["fma_gflops"].get<double>());
   if (run.contains("amx_gflops"))
     std::printf(", AMX bf16 %.0f GFLOP/s", run["amx_gflops"].get<double>());
+  if (run.contains("bf16_dot_gflops"))
+    std::printf(", bf16 dot products %.0f GFLOP/s", run["bf16_dot_gflops"].get<double>());
   std::printf(", read %.1f GB/s\n\n%-9s %-9s %-20s %10s %10s %6s %9s %6s %9s\n",
               run["read_gbytes"].get<double>(), "call", "dtype", "(B,Hq,Hkv,T,D)", "ms", "sdpa ms",
               "ratio", "rate", "limit", "error");

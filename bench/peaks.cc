@@ -71,6 +71,24 @@ template <int kFloats>
   return multiply_add_loop<8>();
 }
 
+/// As multiply_add_loop(), with dot products of two bfloat16 numbers each. In assembly: it must
+/// compile for machines without the instruction.
+[[gnu::target("avx512f")]] double bf16_dot_products() {
+  for (int step = 0; step < kSteps; ++step)
+    asm volatile(
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm0\n vdpbf16ps %%zmm30, %%zmm31, %%zmm1\n"
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm2\n vdpbf16ps %%zmm30, %%zmm31, %%zmm3\n"
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm4\n vdpbf16ps %%zmm30, %%zmm31, %%zmm5\n"
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm6\n vdpbf16ps %%zmm30, %%zmm31, %%zmm7\n"
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm8\n vdpbf16ps %%zmm30, %%zmm31, %%zmm9\n"
+        "vdpbf16ps %%zmm30, %%zmm31, %%zmm10\n vdpbf16ps %%zmm30, %%zmm31, %%zmm11"
+        :
+        :
+        : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10",
+          "xmm11");
+  return 4.0 * 16 * kChains * kSteps;
+}
+
 bool has_amx() {
   unsigned a = 7, b = 0, c = 0, d = 0;
   asm("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -100,6 +118,8 @@ double amx_products() {
   return 2.0 * 16 * 16 * 32 * 6 * (kSteps / 10);
 }
 
+bool has_bf16_dot_products() { return __builtin_cpu_supports("avx512bf16") != 0; }
+
 double fma_best() {
   if (__builtin_cpu_supports("avx512f")) return fma_avx512();
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fma_avx2();
@@ -109,7 +129,9 @@ double fma_best() {
 #else
 
 bool has_amx() { return false; }
+bool has_bf16_dot_products() { return false; }
 double amx_products() { return 0.0; }
+double bf16_dot_products() { return 0.0; }
 double fma_best() { return multiply_add_loop<4>(); }
 
 #endif
@@ -131,6 +153,9 @@ Limits measure_limits(int num_threads) {
   limits.fma_gflops = 1e-9 * rate(num_threads, kSeconds, [](int) { return fma_best(); });
   if (has_amx())
     limits.amx_gflops = 1e-9 * rate(num_threads, kSeconds, [](int) { return amx_products(); });
+  if (has_bf16_dot_products())
+    limits.bf16_dot_gflops =
+        1e-9 * rate(num_threads, kSeconds, [](int) { return bf16_dot_products(); });
   constexpr size_t kBytes = size_t{1} << 28;
   std::vector<std::vector<uint64_t>> memory(static_cast<size_t>(num_threads));
   limits.read_gbytes = 1e-9 * rate(num_threads, 2 * kSeconds, [&](int thread) {

@@ -11,8 +11,8 @@ constexpr std::array kVariables = {
     EnvVariable{Env::kBackend, "PLX_BACKEND",
                 "name of the backend that every call must use; default: the fastest that can"},
     EnvVariable{Env::kIsa, "PLX_ISA",
-                "instruction set of the cpu backend, scalar, avx2, avx512 or amx; default: the "
-                "best of this machine"},
+                "instruction set of the cpu backend, scalar, avx2, avx512, avx512_bf16 or amx; "
+                "default: the best of this machine"},
     EnvVariable{Env::kLog, "PLX_LOG",
                 "comma-separated topics to print on stderr: dispatch (which backend ran, and why)"},
     EnvVariable{

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/backend.h"
 
+#include <algorithm>
 #include <string>
 
 #include "core/env.h"
@@ -16,6 +17,14 @@ Support supports_tensor(const char* call, const ConstTensorView& q) {
     return Support::no(std::string("cpu ") + call + ": dtype " + std::string(name(q.dtype)) +
                        " is not built (built: float32, bfloat16, float16)");
   return Support::yes();
+}
+
+/// Keys that a late row of an average sequence sees.
+int64_t keys_per_row(const BackwardArgs& args) {
+  const bool packed = args.cu_seqlens_k.defined();
+  const int64_t num_sequences = packed ? args.cu_seqlens_k.sizes[0] - 1 : 1;
+  const int64_t num_keys = args.k.sizes[packed ? 0 : 1] / std::max<int64_t>(num_sequences, 1);
+  return std::min(num_keys, args.options.window.value_or(num_keys));
 }
 
 class CpuBackend final : public Backend {
@@ -45,7 +54,10 @@ class CpuBackend final : public Backend {
   }
 
   void forward(const ForwardArgs& args) const override { cpu::forward(kernels(args.q), args); }
-  void backward(const BackwardArgs& args) const override { cpu::backward(kernels(args.q), args); }
+  void backward(const BackwardArgs& args) const override {
+    const bool few_keys = keys_per_row(args) < set_.min_backward_keys;
+    cpu::backward(few_keys ? *set_.floats : kernels(args.q), args);
+  }
   void decode(const DecodeArgs& args) const override { cpu::decode(kernels(args.q), args); }
   void merge(const MergeArgs& args) const override { cpu::merge(args); }
 

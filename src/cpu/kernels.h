@@ -228,11 +228,14 @@ struct InstructionSet {
   const char* name;
   const Kernels* floats;     // float32 and float16
   const Kernels* bfloat16s;  // the same ones, unless the set has products of its own for them
+  /// Rows that see at least so many keys take the backward of bfloat16s, others that of floats: two
+  /// passes of faster products against one pass of fewer.
+  int64_t min_backward_keys;
 };
 
 /// The sets that this build has and this machine can run, best first; never empty.
 struct InstructionSetList {
-  InstructionSet entries[4];
+  InstructionSet entries[5];
   int count;
 };
 InstructionSetList usable_instruction_sets();

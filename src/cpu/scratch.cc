@@ -85,6 +85,7 @@ float* thread_scratch(int64_t count) {
   static thread_local Scratch scratch;
   if (scratch.capacity < count) {
     scratch.capacity = 0;
+    scratch.data.reset();  // first, so that never both are held
     scratch.data = make_aligned_array<float>(count);
     scratch.capacity = count;
   }

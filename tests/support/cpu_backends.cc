@@ -15,9 +15,15 @@ const std::vector<cpu::InstructionSet>& instruction_sets() {
   static const std::vector<cpu::InstructionSet> list = [] {
     const cpu::InstructionSetList usable = cpu::usable_instruction_sets();
     std::vector<cpu::InstructionSet> sets(usable.entries, usable.entries + usable.count);
+    for (int idx = 0; idx < usable.count; ++idx) {
+      if (usable.entries[idx].min_backward_keys == 0) continue;
+      sets.push_back(usable.entries[idx]);  // so that short cases reach its own backward too
+      sets.back().min_backward_keys = 0;
+    }
     sets.push_back({.name = "amx emulated",
-                    .floats = sets.back().floats,
-                    .bfloat16s = &cpu::kEmulatedAmxKernels});
+                    .floats = usable.entries[usable.count - 1].floats,
+                    .bfloat16s = &cpu::kEmulatedAmxKernels,
+                    .min_backward_keys = 0});
     return sets;
   }();
   return list;

@@ -16,15 +16,11 @@ namespace {
 static void matrix_row_dots(const RowTensor<const void>& other, const QueryTile& tile,
                             const TileInputs& inputs, const uint16_t* d_out_columns, float* dots) {
   alignas(64) uint16_t rows[kGroupRows][kTileDepth];
-  alignas(64) float products[kGroupRows][kGroupRows];
-  tile_zero<0>();
+  alignas(64) float products[kGroupRows][kGroupRows] = {};
   for (int depth = 0; depth < inputs.head_dim; depth += kTileDepth) {
     load_depth(other, tile, inputs.group, {.first = depth, .head_dim = inputs.head_dim}, rows);
-    tile_load<4>(rows, 64);
-    tile_load<6>(d_out_columns + depth * kGroupRows, 64);
-    tile_product<0, 4, 6>();
+    tile_add_product(products[0], rows[0], d_out_columns + depth * kGroupRows);
   }
-  tile_store<0>(products, 64);
   for (int row = 0; row < kGroupRows; ++row) dots[row] = products[row][row];
 }
 
