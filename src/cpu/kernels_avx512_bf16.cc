@@ -1,4 +1,4 @@
-// The matrix unit's kernels for AVX-512's dot products of bfloat16, with AVX-512 for the rest (flags:
+// The matrix unit's kernels by dot products of bfloat16, with AVX-512 for the rest (flags:
 // CMakeLists.txt).
 // SPDX-License-Identifier: Apache-2.0
 #define PLX_VECTOR_BYTES 64

@@ -38,7 +38,7 @@ TEST_P(HopperBackwardSlow, EqualsTheReference) { expect_gradients_equal_referenc
 
 std::vector<AttentionCase> instance_cases() {
   std::vector<AttentionCase> cases;
-  for (const int64_t D : {64, 96, 128})
+  for (const int64_t D : {64, 96, 128, 192, 256})
     for (const DType dtype : {kBf16, kFp16}) {
       cases.push_back({.Tq = 70, .Hq = 2, .Hkv = 1, .D = D, .dtype = dtype});
       cases.push_back({.Tq = 200, .D = D, .dtype = dtype, .regime = Regime::kScoreMean50});
@@ -49,6 +49,10 @@ INSTANTIATE_TEST_SUITE_P(Instances, HopperBackward, ::testing::ValuesIn(instance
                          case_name);
 INSTANTIATE_TEST_SUITE_P(Shapes64, HopperBackward, ::testing::ValuesIn(shape_cases(64)), case_name);
 INSTANTIATE_TEST_SUITE_P(Shapes128, HopperBackwardSlow, ::testing::ValuesIn(shape_cases(128)),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(Shapes192, HopperBackwardSlow, ::testing::ValuesIn(shape_cases(192)),
+                         case_name);
+INSTANTIATE_TEST_SUITE_P(Shapes256, HopperBackwardSlow, ::testing::ValuesIn(shape_cases(256)),
                          case_name);
 INSTANTIATE_TEST_SUITE_P(Regimes64, HopperBackward, ::testing::ValuesIn(regime_cases(64)),
                          case_name);
@@ -75,7 +79,7 @@ TEST_P(HopperBackwardSchedulesSlow, GiveTheSameBits) {
 /// Several tiles for each block and more steps than stages.
 std::vector<AttentionCase> schedule_cases() {
   std::vector<AttentionCase> cases;
-  for (const int64_t D : {64, 96, 128})
+  for (const int64_t D : {64, 96, 128, 256})
     cases.push_back({.B = 2, .Tq = 390, .Hq = 2, .Hkv = 1, .D = D, .dtype = kBf16});
   cases.push_back({.Hq = 2,
                    .Hkv = 1,
@@ -137,7 +141,7 @@ TEST_P(HopperHiddenRows, ChangeNoBitOfTheGradients) {
   expect_hidden_changes_no_bit({.Tq = 300, .D = D, .dtype = kFp16, .window = 60});
   expect_hidden_changes_no_bit({.Tq = 70, .Tk = 200, .D = D, .dtype = kBf16});
 }
-INSTANTIATE_TEST_SUITE_P(HeadDims, HopperHiddenRows, ::testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(HeadDims, HopperHiddenRows, ::testing::Values(64, 128, 192));
 
 }  // namespace
 }  // namespace parallax::testing

@@ -1,6 +1,6 @@
 // Products of bfloat16 tiles on Intel AMX-BF16. With PLX_EMULATE_AMX the eight tile registers are
-// memory, so that the kernels run, slowly, on any machine; the products have the unit's bits but for
-// subnormal numbers, which it takes for 0.
+// memory, so that the kernels run, slowly, on any machine; the products have the unit's bits but
+// for subnormal numbers, which it takes for 0.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 

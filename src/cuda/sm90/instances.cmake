@@ -3,7 +3,7 @@
 # how they were measured to be worth it: in the backward's pass over keys the loaders spill with 24
 # registers, outside of the copies' own instructions, and at head size 128 the consumers some 12 words
 # per step with 240. With 40 and 232 these spill more and the call is up to 10 % slower
-# (docs/kernels/sm90_backward.md).
+# (docs/kernels/sm90_backward.md); at 192 and 256 they would spill twice as much.
 set(PLX_SM90_INSTANCES
   "forward bfloat16 64 0"
   "forward bfloat16 96 0"
@@ -18,6 +18,10 @@ set(PLX_SM90_INSTANCES
   "backward bfloat16 64 0"
   "backward bfloat16 96 76"
   "backward bfloat16 128 244"
+  "backward bfloat16 192 380"
+  "backward bfloat16 256 380"
   "backward float16 64 0"
   "backward float16 96 76"
-  "backward float16 128 244")
+  "backward float16 128 244"
+  "backward float16 192 380"
+  "backward float16 256 380")

@@ -15,4 +15,29 @@ struct Ring {
   }
 };
 
+/// The rings of a step's two parts, which advance together.
+template <int kFirst, int kLast>
+class StepRings {
+ public:
+  __device__ __forceinline__ const Ring<kFirst>& first() const { return first_; }
+  __device__ __forceinline__ const Ring<kLast>& last() const { return last_; }
+  __device__ __forceinline__ void advance() { first_.advance(), last_.advance(); }
+
+ private:
+  Ring<kFirst> first_;
+  Ring<kLast> last_;
+};
+
+/// One ring's registers where both have as many stages.
+template <int kStages>
+class StepRings<kStages, kStages> {
+ public:
+  __device__ __forceinline__ const Ring<kStages>& first() const { return ring_; }
+  __device__ __forceinline__ const Ring<kStages>& last() const { return ring_; }
+  __device__ __forceinline__ void advance() { ring_.advance(); }
+
+ private:
+  Ring<kStages> ring_;
+};
+
 }  // namespace parallax::cuda::sm90

@@ -8,6 +8,9 @@
 
 namespace parallax::cuda::sm90 {
 
+/// Of a block's shared memory: the copy engine's swizzle takes atoms of so many bytes.
+constexpr int kSwizzleAlignment = 1024;
+
 /// What the rows of a tile are.
 enum class TileRows : uint8_t { kQueries, kKeys };
 

@@ -12,7 +12,6 @@ namespace parallax::cuda::sm90 {
 namespace {
 
 constexpr TileRows kPasses[] = {TileRows::kKeys, TileRows::kQueries};
-constexpr int kRowsPerTile = 2 * kBackwardRows;
 constexpr int kWarpsPerTile = 8;  // that compute, each of which may flag it
 
 BackwardWorkspace carve(const BackwardCall& call, void* memory) {
@@ -25,7 +24,8 @@ BackwardWorkspace carve(const BackwardCall& call, void* memory) {
   };
   workspace.passes = reinterpret_cast<TileWorkspace*>(take(2 * sizeof(TileWorkspace)));
   for (int which = 0; which < 2; ++which) {
-    const int64_t tiles = num_tiles(call.attention, kPasses[which], kRowsPerTile);
+    const int64_t tiles =
+        num_tiles(call.attention, kPasses[which], backward_tile_rows(call.attention.head_dim));
     workspace.flagged_tiles[which] = reinterpret_cast<uint32_t*>(
         take(static_cast<int64_t>(sizeof(uint32_t)) * kWarpsPerTile * tiles));
   }
@@ -42,9 +42,8 @@ Support supports_backward(const BackwardCall& call) {
   const AttentionCall& attention = call.attention;
   const Support instance = supports_instance("backward", attention, backward_instances());
   if (!instance.ok) return instance;
-  for (const auto& [rows, per_tile] :
-       {std::pair{TileRows::kKeys, kRowsPerTile}, std::pair{TileRows::kQueries, kBackwardRows}})
-    if (num_tiles(attention, rows, per_tile) > kMaxCount)
+  for (const TileRows rows : kPasses)  // tiles of keys, and groups of row constants
+    if (num_tiles(attention, rows, kBackwardRows) > kMaxCount)
       return refuse("backward", "more than 2^30 tiles");
   return supports_tensors("backward", attention,
                           {{"d_out", call.d_out, TileRows::kQueries},
@@ -68,8 +67,8 @@ void launch_backward(const BackwardCall& call, const DeviceInfo& device, void* w
                         .workspace = carve(call, workspace),
                         .num_blocks = device.num_multiprocessors};
   for (int which = 0; which < 2; ++which)
-    launch.schedules[which] =
-        make_schedule(attention, kPasses[which], kRowsPerTile, device.l2_bytes);
+    launch.schedules[which] = make_schedule(
+        attention, kPasses[which], backward_tile_rows(attention.head_dim), device.l2_bytes);
   find_instance(attention, backward_instances())->launch(launch, stream);
 }
 

@@ -9,7 +9,7 @@
 #include "cuda/sm90/backward/gradients.cuh"
 #include "cuda/sm90/backward/products.cuh"
 #include "cuda/sm90/backward/repair.cuh"
-#include "cuda/sm90/write_row.cuh"
+#include "cuda/sm90/backward/results.cuh"
 
 namespace parallax::cuda::sm90 {
 
@@ -25,7 +25,7 @@ class BackwardConsumer {
     while (true) {
       ptx::barrier_wait(shared_.full_tile(slots_.stage), slots_.parity);
       if (shared_.load_tile(slots_.stage).number < 0) return;
-      ptx::barrier_wait(shared_.full_own(idx_), parity);
+      ptx::barrier_wait(shared_.full_own(own_set()), parity);
       run_tile();
       store_results();
       release(shared_.empty_tile(slots_.stage));
@@ -38,25 +38,34 @@ class BackwardConsumer {
   using Config = typename Pass::Config;
   using Element = typename Config::Element;
   static constexpr bool kKeys = Pass::kKeys;
-  static constexpr int kHeadDim = Config::kHeadDim;
+  static constexpr int kHeadDim = Config::kHeadDim, kSumColumns = Config::kSumColumns;
+
+  /// Which 64 rows of the tile are this consumer's, and where its columns of the sums lie in a tile
+  /// of a step.
+  __device__ __forceinline__ int own_set() const { return Config::kSplit ? 0 : idx_; }
+  __device__ __forceinline__ uint32_t column_bytes() const {
+    return Config::kSplit ? idx_ * Config::kSumChunks * Config::kChunkBytes : 0;
+  }
 
   // --- products ---
 
   /// The scores of the present stage.
   __device__ __forceinline__ void issue_scores(float (&scores)[32]) const {
-    ptx::barrier_wait(shared_.full_first(stages_.stage), stages_.parity);
+    const auto& ring = stages_.first();
+    ptx::barrier_wait(shared_.full_first(ring.stage), ring.parity);
     if constexpr (kRepair) clear_step();
-    issue_dots<Config>(scores, shared_.own(idx_, 0), shared_.step(stages_.stage, 0));
+    issue_dots<Config>(scores, shared_.own(own_set(), 0), shared_.first(ring.stage, 0));
   }
 
   /// What the gradients of the scores of the step before add, as one group.
   __device__ __forceinline__ void issue_gradients() {
-    const int stage = previous_stage_;
-    issue_rows<Config>(first_sums_, gradients_.d_scores, shared_.step(stage, 0));
+    const uint32_t q_or_k = shared_.first(previous_stage_, 0) + column_bytes();
+    issue_rows<Config>(first_sums_, gradients_.d_scores, q_or_k);
     if constexpr (kKeys)
-      issue_rows<Config>(first_sums_, gradients_.d_t, shared_.step(stage, 1));
+      issue_rows<Config>(first_sums_, gradients_.d_t,
+                         shared_.first(previous_stage_, 1) + column_bytes());
     else
-      issue_rows<Config>(last_sums_, gradients_.d_t, shared_.step(stage, 0));
+      issue_rows<Config>(last_sums_, gradients_.d_t, q_or_k);
     ptx::wgmma_commit();
   }
 
@@ -69,12 +78,12 @@ class BackwardConsumer {
 
   __device__ __forceinline__ void run_tile() {
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i) first_sums_[i] = last_sums_[i] = 0.0f;
+    for (int i = 0; i < kSumColumns / 2; ++i) first_sums_[i] = last_sums_[i] = 0.0f;
     const AttentionCall& call = params_.call.attention;
     const Tile tile = shared_.load_tile(slots_.stage);
     const Steps all = steps_of<Pass::kRows>(call, tile, tile.first_row, Pass::kTileRows);
-    const Steps own =
-        steps_of<Pass::kRows>(call, tile, tile.first_row + idx_ * kBackwardRows, kBackwardRows);
+    const Steps own = steps_of<Pass::kRows>(call, tile, tile.first_row + own_set() * kBackwardRows,
+                                            kBackwardRows);
     const StepRange range = range_of<Pass::kRows>(all, own);
     const int count = all.end - all.begin;
     const int num_heads = kKeys ? call.group : 1;
@@ -82,7 +91,7 @@ class BackwardConsumer {
     for (int head = 0; head < num_heads; ++head) {
       const bool is_last = head == num_heads - 1;
       if (range.begin == range.end) {
-        if (is_last) release(shared_.empty_own(idx_));
+        if (is_last) release(shared_.empty_own(own_set()));
         skip_steps(count);
         continue;
       }
@@ -96,7 +105,7 @@ class BackwardConsumer {
       for (; idx < range.whole_end; ++idx) next_step<false>();
 #pragma unroll 1
       for (; idx < range.end; ++idx) next_step<true>();
-      if (is_last) release(shared_.empty_own(idx_));  // the next tile's may come
+      if (is_last) release(shared_.empty_own(own_set()));  // the next tile's may come
       last_gradients();
       skip_steps(count - range.end);
     }
@@ -106,11 +115,13 @@ class BackwardConsumer {
   __device__ __forceinline__ void skip_steps(int count) {
 #pragma unroll 1
     for (int idx = 0; idx < count; ++idx) {
-      ptx::barrier_wait(shared_.full_first(stages_.stage), stages_.parity);
-      ptx::barrier_wait(shared_.full_last(stages_.stage), stages_.parity);
+      const auto& first = stages_.first();
+      const auto& last = stages_.last();
+      ptx::barrier_wait(shared_.full_first(first.stage), first.parity);
+      ptx::barrier_wait(shared_.full_last(last.stage), last.parity);
       if constexpr (kRepair) clear_step();
-      release(shared_.empty_first(stages_.stage));
-      release(shared_.empty_last(stages_.stage));
+      release(shared_.empty_first(first.stage));
+      release(shared_.empty_last(last.stage));
       stages_.advance();
     }
   }
@@ -145,8 +156,8 @@ class BackwardConsumer {
   /// there are none of a step before.
   template <bool kMasked, bool kFirst>
   __device__ __forceinline__ void finish_step(float (&scores)[32]) {
-    const int stage = stages_.stage;
-    const uint32_t constants = shared_.constants(kKeys ? stage : idx_);
+    const int stage = stages_.first().stage;
+    const uint32_t constants = shared_.constants(kKeys ? stage : own_set());
     const VisibleColumns<kMasked> visible = visible_columns<kMasked>();
     uint32_t weights[16];
     score_weights<Pass>(scores, constants, visible, params_.scale_log2, weights);
@@ -162,7 +173,7 @@ class BackwardConsumer {
       key_gradients(stage, constants, kept, weights);
     else
       query_gradients(stage, constants, kept, weights);
-    release(shared_.empty_last(stage));
+    release(shared_.empty_last(stages_.last().stage));
     previous_stage_ = stage;
     stages_.advance();
   }
@@ -174,13 +185,13 @@ class BackwardConsumer {
                                                 const uint32_t (&weights)[16]) {
     float t[32], g[32];
     SlopePairs pairs;
-    issue_dots<Config>(t, shared_.own(idx_, 0), shared_.step(stage, 1));
-    ptx::barrier_wait(shared_.full_last(stage), stages_.parity);
-    issue_dots<Config>(g, shared_.own(idx_, 1), shared_.step(stage, 2));
+    issue_dots<Config>(t, shared_.own(own_set(), 0), shared_.first(stage, 1));
+    const uint32_t d_out = wait_for_last();
+    issue_dots<Config>(g, shared_.own(own_set(), 1), d_out);
     ptx::wgmma_wait<1>();
     ptx::pin(t);
     slopes_of<Pass>(t, weights, constants, visible, params_.call.attention.softmax_scale, pairs);
-    issue_rows<Config>(last_sums_, pairs.value_weights, shared_.step(stage, 2));
+    issue_rows<Config>(last_sums_, pairs.value_weights, d_out + column_bytes());
     ptx::wgmma_commit();
     ptx::wgmma_wait<1>();
     ptx::pin(g);
@@ -194,9 +205,8 @@ class BackwardConsumer {
                                                   const Visible& visible,
                                                   const uint32_t (&weights)[16]) {
     float t[32], g[32];
-    issue_dots<Config>(t, shared_.own(idx_, 1), shared_.step(stage, 0));
-    ptx::barrier_wait(shared_.full_last(stage), stages_.parity);
-    issue_dots<Config>(g, shared_.own(idx_, 2), shared_.step(stage, 1));
+    issue_dots<Config>(t, shared_.own(own_set(), 1), shared_.first(stage, 0));
+    issue_dots<Config>(g, shared_.own(own_set(), 2), wait_for_last());
     ptx::wgmma_wait<1>();
     ptx::pin(t);
     const float scale = params_.call.attention.softmax_scale;
@@ -208,12 +218,19 @@ class BackwardConsumer {
     score_gradients<Pass>(g, weights, constants, visible, PlainSlopes{t}, gradients_);
   }
 
+  /// The present step's d_out or v, which has landed.
+  __device__ __forceinline__ uint32_t wait_for_last() const {
+    const auto& ring = stages_.last();
+    ptx::barrier_wait(shared_.full_last(ring.stage), ring.parity);
+    return shared_.last(ring.stage);
+  }
+
   template <bool kMasked>
   __device__ __forceinline__ VisibleColumns<kMasked> visible_columns() const {
     VisibleColumns<kMasked> visible{};
     if constexpr (kMasked) {
       const Tile tile = shared_.load_tile(slots_.stage);
-      const int row = tile.first_row + idx_ * kBackwardRows + fragment_row();
+      const int row = tile.first_row + own_set() * kBackwardRows + fragment_row();
       const int first = step_ * kBackwardRows + static_cast<int>(threadIdx.x) % 4 * 2;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -240,27 +257,11 @@ class BackwardConsumer {
     bool is_finite = true;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = tile.first_row + idx_ * kBackwardRows + fragment_row() + 8 * half;
-      const bool exists = row < (kKeys ? tile.num_keys : tile.num_queries);
-      const int64_t token = (kKeys ? tile.key_row : tile.query_row) + row;
-      const auto store = [&](const Operand<void>& target, const float(&sums)[kHeadDim / 2],
-                             float factor) {
-        uint32_t not_finite = 0;
-        write_row_words<kHeadDim>(
-            static_cast<Element*>(target.data) + tile.batch * target.batch_stride +
-                token * target.token_stride + tile.head * target.head_stride,
-            exists, [&](int b) {
-              const uint32_t pair =
-                  ptx::pack_pair<Element>(__fmul_rn(sums[4 * b + 2 * half], factor),
-                                          __fmul_rn(sums[4 * b + 2 * half + 1], factor));
-              not_finite = ptx::add_zero_times<Element>(pair, not_finite);
-              return pair;
-            });
-        is_finite &= !exists || (not_finite & 0x7fff7fff) == 0;
-      };
+      const int row = tile.first_row + own_set() * kBackwardRows + fragment_row() + 8 * half;
       if constexpr (kRepair) poison(tile, row, half);
-      store(kKeys ? call.dk : call.dq, first_sums_, power);
-      store(kKeys ? call.dv : call.dr, last_sums_, last_factor);
+      const ResultRow<Pass> target{tile, row, Config::kSplit ? idx_ * kSumColumns : 0};
+      is_finite &= target.write(kKeys ? call.dk : call.dq, first_sums_, half, power);
+      is_finite &= target.write(kKeys ? call.dv : call.dr, last_sums_, half, last_factor);
     }
     if (!kRepair && __any_sync(~0u, !is_finite) && threadIdx.x % 32 == 0)
       params_.flagged_tiles[atomicAdd(&params_.workspace->num_flagged, 1u)] = tile.number;
@@ -270,15 +271,15 @@ class BackwardConsumer {
 
   /// 0 for every NaN and infinity of a step's tiles, by both consumers.
   __device__ __forceinline__ void clear_step() const {
-    ptx::barrier_wait(shared_.full_last(stages_.stage), stages_.parity);
-    clear_tiles<Pass>(shared_.step(stages_.stage, 0));
+    clear_tiles<Pass>(wait_for_last(), Pass::kLastBytes);
+    clear_tiles<Pass>(shared_.first(stages_.first().stage, 0), Pass::kFirstBytes);
   }
 
   /// A row that meets a row with such numbers gets NaNs.
   __device__ __forceinline__ void poison(const Tile& tile, int row, int half) {
     if (!meets_bad_row<Pass>(params_, tile, row)) return;
 #pragma unroll
-    for (int i = 0; i < kHeadDim / 2; ++i)
+    for (int i = 0; i < kSumColumns / 2; ++i)
       if (i / 2 % 2 == half) first_sums_[i] = last_sums_[i] = NAN;
   }
 
@@ -287,11 +288,11 @@ class BackwardConsumer {
   const int idx_;  // of this warpgroup among the consumers
 
   Ring<2> slots_;
-  Ring<Pass::kStages> stages_;
+  StepRings<Pass::kStages, Pass::kLastStages> stages_;
   int previous_stage_ = 0;  // of the step before
   int step_ = 0;
-  float first_sums_[kHeadDim / 2], last_sums_[kHeadDim / 2];  // dk, dv or dq, dr
-  GradientPairs gradients_;                                   // of the step before
+  float first_sums_[kSumColumns / 2], last_sums_[kSumColumns / 2];  // dk, dv or dq, dr
+  GradientPairs gradients_;                                         // of the step before
 };
 
 }  // namespace parallax::cuda::sm90

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(Pass::kThreads, 1)
     backward_kernel(const __grid_constant__ BackwardMaps maps,
                     const __grid_constant__ PassParams params) {
   if (kRepair && params.workspace->num_flagged == 0) return;
-  extern __shared__ char shared_memory[];
+  alignas(kSwizzleAlignment) extern __shared__ char shared_memory[];
   const BackwardShared<Pass> shared(shared_memory);
   if (threadIdx.x == 0) shared.init_barriers();
   __syncthreads();

@@ -32,9 +32,9 @@ class BackwardLoader {
       ptx::barrier_arrive(shared_.full_tile(slots.stage));
       if (tile.number < 0) return;
       slots.advance();
-      for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
-        ptx::barrier_wait(shared_.empty_own(consumer), parity ^ 1);
-        load_own_of(tile, consumer);
+      for (int set = 0; set < Pass::kOwnSets; ++set) {
+        ptx::barrier_wait(shared_.empty_own(set), parity ^ 1);
+        load_own_of(tile, set);
       }
       parity ^= 1;
     }
@@ -44,7 +44,7 @@ class BackwardLoader {
   template <bool kFirst>
   __device__ __forceinline__ void load_steps() {
     Ring<2> slots;
-    Ring<Pass::kStages> stages;
+    Ring<kFirst ? Pass::kStages : Pass::kLastStages> stages;
     while (true) {
       ptx::barrier_wait(shared_.full_tile(slots.stage), slots.parity);
       const Tile tile = shared_.load_tile(slots.stage);
@@ -80,13 +80,13 @@ class BackwardLoader {
           stages.advance();
         });
       } else {
-        for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
-          const int row = tile.first_row + consumer * kBackwardRows;
+        for (int set = 0; set < Pass::kOwnSets; ++set) {
+          const int row = tile.first_row + set * kBackwardRows;
           const float* source = nullptr;
           if (row < tile.num_queries)
             source = constants_of(params_, tile, tile.head) + row / kBackwardRows * kConstantFloats;
-          ptx::barrier_wait(shared_.empty_own(consumer), parity ^ 1);
-          copy_constants(shared_.constants(consumer), source, shared_.full_own(consumer));
+          ptx::barrier_wait(shared_.empty_own(set), parity ^ 1);
+          copy_constants(shared_.constants(set), source, shared_.full_own(set));
         }
       }
       parity ^= 1;
@@ -150,45 +150,44 @@ class BackwardLoader {
                      .batch = batch});
   }
 
-  __device__ __forceinline__ void load_own_of(const Tile& tile, int consumer) const {
-    const uint32_t full = shared_.full_own(consumer);
-    const int row = tile.first_row + consumer * kBackwardRows;
+  __device__ __forceinline__ void load_own_of(const Tile& tile, int set) const {
+    const uint32_t full = shared_.full_own(set);
+    const int row = tile.first_row + set * kBackwardRows;
     if constexpr (Pass::kKeys) {
       ptx::barrier_expect(full, 2 * kTileBytes);
-      load(maps_.k, shared_.own(consumer, 0), full, tile.key_row + row, tile.head, tile.batch);
-      load(maps_.v, shared_.own(consumer, 1), full, tile.key_row + row, tile.head, tile.batch);
+      load(maps_.k, shared_.own(set, 0), full, tile.key_row + row, tile.head, tile.batch);
+      load(maps_.v, shared_.own(set, 1), full, tile.key_row + row, tile.head, tile.batch);
     } else {
       const int token = tile.query_row + row;
       ptx::barrier_expect(full, 3 * kTileBytes);
-      load(maps_.q, shared_.own(consumer, 0), full, token, tile.head, tile.batch);
-      load(maps_.r, shared_.own(consumer, 1), full, token, tile.head, tile.batch);
-      load(maps_.d_out, shared_.own(consumer, 2), full, token, tile.head, tile.batch);
+      load(maps_.q, shared_.own(set, 0), full, token, tile.head, tile.batch);
+      load(maps_.r, shared_.own(set, 1), full, token, tile.head, tile.batch);
+      load(maps_.d_out, shared_.own(set, 2), full, token, tile.head, tile.batch);
     }
   }
 
-  template <bool kFirst>
+  template <bool kFirst, class Stages>
   __device__ __forceinline__ void load_step(const Tile& tile, int head_of_group, int step,
-                                            const Ring<Pass::kStages>& ring) const {
+                                            const Stages& ring) const {
     const int stage = ring.stage, row = step * kBackwardRows;
     const uint32_t full = kFirst ? shared_.full_first(stage) : shared_.full_last(stage);
     const uint32_t empty = kFirst ? shared_.empty_first(stage) : shared_.empty_last(stage);
-    const uint32_t last = shared_.step(stage, Pass::kStepTiles - 1);
     ptx::barrier_wait(empty, ring.parity ^ 1);
     const int group = params_.call.attention.group;
     if constexpr (!Pass::kKeys) {
       ptx::barrier_expect(full, kTileBytes);
-      load(kFirst ? maps_.k : maps_.v, kFirst ? shared_.step(stage, 0) : last, full,
+      load(kFirst ? maps_.k : maps_.v, kFirst ? shared_.first(stage, 0) : shared_.last(stage), full,
            tile.key_row + row, tile.head / group, tile.batch);
       return;
     }
     const int head = tile.head * group + head_of_group, token = tile.query_row + row;
     if constexpr (!kFirst) {
       ptx::barrier_expect(full, kTileBytes);
-      load(maps_.d_out, last, full, token, head, tile.batch);
+      load(maps_.d_out, shared_.last(stage), full, token, head, tile.batch);
     } else {
       ptx::barrier_expect(full, 2 * kTileBytes);
-      load(maps_.q, shared_.step(stage, 0), full, token, head, tile.batch);
-      load(maps_.r, shared_.step(stage, 1), full, token, head, tile.batch);
+      load(maps_.q, shared_.first(stage, 0), full, token, head, tile.batch);
+      load(maps_.r, shared_.first(stage, 1), full, token, head, tile.batch);
     }
   }
 

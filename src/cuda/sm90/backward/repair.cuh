@@ -7,11 +7,11 @@
 
 namespace parallax::cuda::sm90 {
 
-/// Both consumers, once for each step.
+/// Both consumers, once for each part of each step.
 template <class Pass>
-__device__ __forceinline__ void clear_tiles(uint32_t step) {
+__device__ __forceinline__ void clear_tiles(uint32_t tiles, int bytes) {
   constexpr int kBarrier = 1;
-  clear_not_finite<typename Pass::Element>(step, Pass::kStageBytes, kBarrier);
+  clear_not_finite<typename Pass::Element>(tiles, bytes, kBarrier);
 }
 
 template <class Pass>

@@ -49,7 +49,7 @@ constexpr int kConstantThreads = 256;
 /// queries.
 template <class Config>
 struct ConstantShape {
-  static constexpr int kLanes = Config::kHeadDim > 64 ? 16 : 8;
+  static constexpr int kLanes = Config::kHeadDim > 128 ? 32 : (Config::kHeadDim > 64 ? 16 : 8);
   static constexpr int kQueriesAtOnce = kConstantThreads / kLanes;
   static constexpr int kQueries = kBackwardRows / kQueriesAtOnce;
   static constexpr int kPieces = Config::kHeadDim / 8;

@@ -14,17 +14,20 @@ template <class Pass>
 class BackwardShared {
  public:
   explicit __device__ __forceinline__ BackwardShared(const char* memory)
-      : base_((ptx::shared_address(memory) + Pass::kAlignment - 1) & ~(Pass::kAlignment - 1)) {}
+      : base_(ptx::shared_address(memory)) {}
 
-  /// k, v or q, r, d_out of a consumer.
-  __device__ __forceinline__ uint32_t own(int consumer, int which) const {
-    return base_ + Pass::kOwnOffset + consumer * Pass::kOwnBytes + which * kTileBytes;
+  /// k, v or q, r, d_out of 64 rows of the tile.
+  __device__ __forceinline__ uint32_t own(int set, int which) const {
+    return base_ + Pass::kOwnOffset + set * Pass::kOwnBytes + which * kTileBytes;
   }
-  /// q, r, d_out or k, v of a step.
-  __device__ __forceinline__ uint32_t step(int stage, int which) const {
-    return base_ + Pass::kStageOffset + stage * Pass::kStageBytes + which * kTileBytes;
+  /// q, r or k of a step, and its d_out or v.
+  __device__ __forceinline__ uint32_t first(int stage, int which) const {
+    return base_ + Pass::kFirstOffset + stage * Pass::kFirstBytes + which * kTileBytes;
   }
-  /// Row constants of a step of queries, or of a consumer's queries: float[4][64].
+  __device__ __forceinline__ uint32_t last(int stage) const {
+    return base_ + Pass::kLastOffset + stage * Pass::kLastBytes;
+  }
+  /// Row constants of a step of queries, or of 64 queries of the tile: float[4][64].
   __device__ __forceinline__ uint32_t constants(int idx) const {
     return base_ + Pass::kConstantOffset + idx * Pass::kConstantBytes;
   }
@@ -37,19 +40,19 @@ class BackwardShared {
     return barrier(2 * kStages + stage);
   }
   __device__ __forceinline__ uint32_t empty_last(int stage) const {
-    return barrier(3 * kStages + stage);
+    return barrier(2 * kStages + kLastStages + stage);
   }
-  __device__ __forceinline__ uint32_t full_own(int consumer) const {
-    return barrier(4 * kStages + consumer);
+  __device__ __forceinline__ uint32_t full_own(int set) const {
+    return barrier(kOwnBarriers + set);
   }
-  __device__ __forceinline__ uint32_t empty_own(int consumer) const {
-    return barrier(4 * kStages + Pass::kConsumers + consumer);
+  __device__ __forceinline__ uint32_t empty_own(int set) const {
+    return barrier(kOwnBarriers + Pass::kOwnSets + set);
   }
   __device__ __forceinline__ uint32_t full_tile(int slot) const {
-    return barrier(4 * kStages + 2 * Pass::kConsumers + slot);
+    return barrier(kOwnBarriers + 2 * Pass::kOwnSets + slot);
   }
   __device__ __forceinline__ uint32_t empty_tile(int slot) const {
-    return barrier(4 * kStages + 2 * Pass::kConsumers + 2 + slot);
+    return barrier(kOwnBarriers + 2 * Pass::kOwnSets + 2 + slot);
   }
 
   /// One thread.
@@ -57,13 +60,15 @@ class BackwardShared {
     constexpr int kConsumerWarps = 4 * Pass::kConsumers;
     for (int stage = 0; stage < kStages; ++stage) {
       ptx::barrier_init(full_first(stage), Pass::kKeys ? 2 : 1);  // and the row constants
-      ptx::barrier_init(full_last(stage), 1);
       ptx::barrier_init(empty_first(stage), kConsumerWarps);
+    }
+    for (int stage = 0; stage < kLastStages; ++stage) {
+      ptx::barrier_init(full_last(stage), 1);
       ptx::barrier_init(empty_last(stage), kConsumerWarps);
     }
-    for (int consumer = 0; consumer < Pass::kConsumers; ++consumer) {
-      ptx::barrier_init(full_own(consumer), Pass::kKeys ? 1 : 2);
-      ptx::barrier_init(empty_own(consumer), 4);
+    for (int set = 0; set < Pass::kOwnSets; ++set) {
+      ptx::barrier_init(full_own(set), Pass::kKeys ? 1 : 2);
+      ptx::barrier_init(empty_own(set), kConsumerWarps / Pass::kOwnSets);
     }
     for (int slot = 0; slot < 2; ++slot) {
       ptx::barrier_init(full_tile(slot), 1);
@@ -85,7 +90,9 @@ class BackwardShared {
   }
 
  private:
-  static constexpr int kStages = Pass::kStages, kTileBytes = Pass::Config::kTileBytes;
+  static constexpr int kStages = Pass::kStages, kLastStages = Pass::kLastStages;
+  static constexpr int kOwnBarriers = 2 * kStages + 2 * kLastStages;
+  static constexpr int kTileBytes = Pass::Config::kTileBytes;
   __device__ __forceinline__ uint32_t barrier(int idx) const {
     return base_ + Pass::kBarrierOffset + idx * 8;
   }

@@ -56,8 +56,7 @@ struct ForwardConfig {
   static constexpr int kNumBarriers = 4 * kStages + 2 * kQueryStages;
   static constexpr int kTileOffset = kBarrierOffset + (kNumBarriers * 8 + 15) / 16 * 16;
   static constexpr int kTileBytes = 48;
-  static constexpr int kAlignment = 1024;  // of the swizzle's atoms
-  static constexpr int kSharedBytes = kTileOffset + kQueryStages * kTileBytes + kAlignment;
+  static constexpr int kSharedBytes = kTileOffset + kQueryStages * kTileBytes;
   static_assert(kSharedBytes <= 232448, "a block has 227 KB");
 
   /// A row keeps its reference maximum until it is exceeded by this much, in powers of two: weights

@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
     forward_kernel(const __grid_constant__ ForwardMaps maps,
                    const __grid_constant__ ForwardParams params) {
   if (kRepair && params.workspace->num_flagged == 0) return;
-  extern __shared__ char shared_memory[];
+  alignas(kSwizzleAlignment) extern __shared__ char shared_memory[];
   const SharedTiles<Config> shared(shared_memory);
   if (threadIdx.x == 0) shared.init_barriers();
   __syncthreads();

@@ -17,7 +17,7 @@ template <class Config>
 class SharedTiles {
  public:
   explicit __device__ __forceinline__ SharedTiles(const char* memory)
-      : base_((ptx::shared_address(memory) + Config::kAlignment - 1) & ~(Config::kAlignment - 1)) {}
+      : base_(ptx::shared_address(memory)) {}
 
   __device__ __forceinline__ uint32_t query(int stage) const {
     return base_ + Config::kQueryOffset + stage * Config::kQueryBytes;
