@@ -10,6 +10,12 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+/// Where the copy engine's swizzle of 128 bytes puts the 16 bytes of a tile that would lie at an
+/// address: it exchanges the pieces of 16 bytes of a row by the row's last three bits.
+__device__ __forceinline__ uint32_t swizzled(uint32_t address) {
+  return address ^ (address >> 3 & 0x70);
+}
+
 __device__ __forceinline__ uint32_t load_shared(uint32_t address) {
   uint32_t word;
   asm volatile("ld.shared.b32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
@@ -23,6 +29,10 @@ __device__ __forceinline__ float load_shared_float(uint32_t address) {
   float number;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(number) : "r"(address) : "memory");
   return number;
+}
+
+__device__ __forceinline__ void store_shared_float(uint32_t address, float number) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(number) : "memory");
 }
 
 /// Two numbers, 8-byte aligned.

@@ -11,7 +11,7 @@
 namespace parallax::cuda::sm90 {
 namespace {
 
-constexpr TileRows kPasses[] = {TileRows::kKeys, TileRows::kQueries};
+constexpr TileRows kPasses[] = {TileRows::kQueries, TileRows::kKeys};
 constexpr int kWarpsPerTile = 8;  // that compute, each of which may flag it
 
 BackwardWorkspace carve(const BackwardCall& call, void* memory) {
@@ -60,12 +60,14 @@ int64_t backward_workspace_bytes(const BackwardCall& call) { return carve(call, 
 void launch_backward(const BackwardCall& call, const DeviceInfo& device, void* workspace,
                      cudaStream_t stream) {
   const AttentionCall& attention = call.attention;
-  BackwardLaunch launch{.call = call,
-                        .constant_schedule = make_schedule(attention, TileRows::kQueries,
-                                                           kBackwardRows, /*l2_bytes=*/0),
-                        .schedules = {},
-                        .workspace = carve(call, workspace),
-                        .num_blocks = device.num_multiprocessors};
+  BackwardLaunch launch{
+      .call = call,
+      .constants_per_head = make_schedule(attention, TileRows::kQueries, kBackwardRows,
+                                          /*l2_bytes=*/0)
+                                .num_blocks,
+      .schedules = {},
+      .workspace = carve(call, workspace),
+      .num_blocks = device.num_multiprocessors};
   for (int which = 0; which < 2; ++which)
     launch.schedules[which] = make_schedule(
         attention, kPasses[which], backward_tile_rows(attention.head_dim), device.l2_bytes);

@@ -56,8 +56,13 @@ struct BackwardPass {
   static constexpr int kOwnSets = Config::kSplit ? 1 : kConsumers;
   static constexpr int kTileRows = kOwnSets * kBackwardRows;
   static_assert(kTileRows == backward_tile_rows(kHeadDim));
+  /// Which 64 rows of a tile a consumer has.
+  static constexpr __host__ __device__ int own_set(int consumer) {
+    return Config::kSplit ? 0 : consumer;
+  }
   static constexpr int kWarpgroup = 128;
   static constexpr int kThreads = kWarpgroup * (kConsumers + 1);
+  static constexpr int kLoaders = kKeys ? 4 : 3;  // warps
   /// Of a thread; their sum is what a launch gives a block, 168 for each. The loaders of keys spill
   /// with 24, and the consumers of large heads spill more with 232.
   static constexpr int kLoaderRegisters = kKeys && kHeadDim > 64 ? 24 : 40;
@@ -78,7 +83,7 @@ struct BackwardPass {
   static constexpr int kFirstOffset = kOwnSets * kOwnBytes;
   static constexpr int kLastOffset = kFirstOffset + kStages * kFirstBytes;
   static constexpr int kConstantOffset = kLastOffset + kLastStages * kLastBytes;
-  static constexpr int kNumConstants = kKeys ? kStages : kOwnSets;
+  static constexpr int kNumConstants = kKeys ? kStages : kConsumers;
   static constexpr int kBarrierOffset = kConstantOffset + kNumConstants * kConstantBytes;
   static constexpr int kNumBarriers = 2 * kStages + 2 * kLastStages + 2 * kOwnSets + 4;
   static constexpr int kTileOffset = kBarrierOffset + (kNumBarriers * 8 + 15) / 16 * 16;

@@ -10,6 +10,7 @@
 #include "cuda/sm90/backward/products.cuh"
 #include "cuda/sm90/backward/repair.cuh"
 #include "cuda/sm90/backward/results.cuh"
+#include "cuda/sm90/backward/row_constants.cuh"
 
 namespace parallax::cuda::sm90 {
 
@@ -24,8 +25,12 @@ class BackwardConsumer {
     int parity = 0;
     while (true) {
       ptx::barrier_wait(shared_.full_tile(slots_.stage), slots_.parity);
-      if (shared_.load_tile(slots_.stage).number < 0) return;
-      ptx::barrier_wait(shared_.full_own(own_set()), parity);
+      const Tile tile = shared_.load_tile(slots_.stage);
+      if (tile.number < 0) return;
+      if constexpr (kKeys)
+        ptx::barrier_wait(shared_.full_own(own_set()), parity);
+      else
+        start_queries<Pass>(params_, shared_, tile, idx_, parity);
       run_tile();
       store_results();
       release(shared_.empty_tile(slots_.stage));
@@ -36,13 +41,11 @@ class BackwardConsumer {
 
  private:
   using Config = typename Pass::Config;
-  using Element = typename Config::Element;
   static constexpr bool kKeys = Pass::kKeys;
-  static constexpr int kHeadDim = Config::kHeadDim, kSumColumns = Config::kSumColumns;
+  static constexpr int kSumColumns = Config::kSumColumns;
 
-  /// Which 64 rows of the tile are this consumer's, and where its columns of the sums lie in a tile
-  /// of a step.
-  __device__ __forceinline__ int own_set() const { return Config::kSplit ? 0 : idx_; }
+  __device__ __forceinline__ int own_set() const { return Pass::own_set(idx_); }
+  /// Where this consumer's columns of the sums lie in a tile of a step.
   __device__ __forceinline__ uint32_t column_bytes() const {
     return Config::kSplit ? idx_ * Config::kSumChunks * Config::kChunkBytes : 0;
   }
@@ -116,12 +119,11 @@ class BackwardConsumer {
 #pragma unroll 1
     for (int idx = 0; idx < count; ++idx) {
       const auto& first = stages_.first();
-      const auto& last = stages_.last();
       ptx::barrier_wait(shared_.full_first(first.stage), first.parity);
-      ptx::barrier_wait(shared_.full_last(last.stage), last.parity);
+      wait_for_last();
       if constexpr (kRepair) clear_step();
       release(shared_.empty_first(first.stage));
-      release(shared_.empty_last(last.stage));
+      release(shared_.empty_last(stages_.last().stage));
       stages_.advance();
     }
   }
@@ -157,7 +159,7 @@ class BackwardConsumer {
   template <bool kMasked, bool kFirst>
   __device__ __forceinline__ void finish_step(float (&scores)[32]) {
     const int stage = stages_.first().stage;
-    const uint32_t constants = shared_.constants(kKeys ? stage : own_set());
+    const uint32_t constants = shared_.constants(kKeys ? stage : idx_);
     const VisibleColumns<kMasked> visible = visible_columns<kMasked>();
     uint32_t weights[16];
     score_weights<Pass>(scores, constants, visible, params_.scale_log2, weights);

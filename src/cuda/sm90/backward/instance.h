@@ -10,7 +10,7 @@
 
 namespace parallax::cuda::sm90 {
 
-/// A call's device memory, cut up. Of the two passes, that over keys comes first.
+/// A call's device memory, cut up. Of the two passes, that over queries comes first.
 struct BackwardWorkspace {
   TileWorkspace* passes;  // two
   uint32_t* flagged_tiles[2];
@@ -20,7 +20,7 @@ struct BackwardWorkspace {
 
 struct BackwardLaunch {
   BackwardCall call;
-  TileSchedule constant_schedule;  // groups of 64 queries
+  int64_t constants_per_head;  // groups of 64 queries
   TileSchedule schedules[2];
   BackwardWorkspace workspace;
   int num_blocks;  // that run at once

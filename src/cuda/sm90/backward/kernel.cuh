@@ -24,16 +24,17 @@ __global__ void __launch_bounds__(Pass::kThreads, 1)
     ptx::shrink_registers<Pass::kLoaderRegisters>();
     BackwardLoader<Pass, kRepair> loader(maps, params, shared);
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    if (warp == 3)
-      loader.load_constants();
-    else if (threadIdx.x % 32 != 0)
+    if (warp == 3) {
+      if constexpr (Pass::kKeys) loader.load_constants();
+    } else if (threadIdx.x % 32 != 0) {
       return;
-    else if (warp == 0)
+    } else if (warp == 0) {
       loader.load_own();
-    else if (warp == 1)
+    } else if (warp == 1) {
       loader.template load_steps<true>();
-    else
+    } else {
       loader.template load_steps<false>();
+    }
   } else {
     ptx::grow_registers<Pass::kConsumerRegisters>();
     BackwardConsumer<Pass, kRepair> consumer(params, shared, warpgroup - 1);

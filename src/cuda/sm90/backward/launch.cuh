@@ -23,8 +23,8 @@ void launch_pass(const BackwardMaps& maps, const PassParams& params, int num_blo
   launch_kernel(backward_kernel<Pass, true>, shape, maps, params);
 }
 
-/// Zeros into the passes' workspace, the row constants, the pass over keys and the one over
-/// queries, each with a repair behind it, which returns at once unless a tile was flagged.
+/// Zeros into the passes' workspace, the pass over queries and the one over keys, each with a repair
+/// behind it, which returns at once unless a tile was flagged.
 template <class Config>
 void launch_backward(const BackwardLaunch& launch, cudaStream_t stream) {
   const AttentionCall& attention = launch.call.attention;
@@ -38,25 +38,20 @@ void launch_backward(const BackwardLaunch& launch, cudaStream_t stream) {
   const BackwardWorkspace& workspace = launch.workspace;
   PassParams params{.call = launch.call,
                     .scale_log2 = attention.softmax_scale * 1.44269504f,
-                    .schedule = launch.constant_schedule,
+                    .schedule = {},
                     .workspace = nullptr,
                     .flagged_tiles = nullptr,
                     .constants = workspace.constants,
-                    .constants_per_head = launch.constant_schedule.num_blocks};
+                    .constants_per_head = launch.constants_per_head};
   PLX_CUDA_CHECK(cudaMemsetAsync(workspace.passes, 0, 2 * sizeof(TileWorkspace), stream));
-  launch_kernel(row_constants_kernel<Config>,
-                {.blocks_x = launch.constant_schedule.num_tiles,
-                 .threads = kConstantThreads,
-                 .stream = stream},
-                params);
   const auto pass = [&]<TileRows kRows>(int which) {
     params.schedule = launch.schedules[which];
     params.workspace = &workspace.passes[which];
     params.flagged_tiles = workspace.flagged_tiles[which];
     launch_pass<Config, kRows>(maps, params, launch.num_blocks, stream);
   };
-  pass.template operator()<TileRows::kKeys>(0);
-  pass.template operator()<TileRows::kQueries>(1);
+  pass.template operator()<TileRows::kQueries>(0);
+  pass.template operator()<TileRows::kKeys>(1);
 }
 
 }  // namespace parallax::cuda::sm90

@@ -58,11 +58,10 @@ class BackwardLoader {
     }
   }
 
-  /// A whole warp: the constants of each step's queries, or of each consumer's.
+  /// A whole warp of the pass over keys: the constants of each step's queries.
   __device__ __forceinline__ void load_constants() {
     Ring<2> slots;
     Ring<Pass::kStages> stages;
-    int parity = 0;
     while (true) {
       ptx::barrier_wait(shared_.full_tile(slots.stage), slots.parity);
       const Tile tile = shared_.load_tile(slots.stage);
@@ -70,26 +69,14 @@ class BackwardLoader {
       if (threadIdx.x % 32 == 0) ptx::barrier_arrive(shared_.empty_tile(slots.stage));
       if (tile.number < 0) return;
       slots.advance();
-      if constexpr (Pass::kKeys) {
-        const int first_head = tile.head * params_.call.attention.group;
-        for_steps(tile, [&](int head, int step) {
-          const float* const source =
-              constants_of(params_, tile, first_head + head) + step * kConstantFloats;
-          ptx::barrier_wait(shared_.empty_first(stages.stage), stages.parity ^ 1);
-          copy_constants(shared_.constants(stages.stage), source, shared_.full_first(stages.stage));
-          stages.advance();
-        });
-      } else {
-        for (int set = 0; set < Pass::kOwnSets; ++set) {
-          const int row = tile.first_row + set * kBackwardRows;
-          const float* source = nullptr;
-          if (row < tile.num_queries)
-            source = constants_of(params_, tile, tile.head) + row / kBackwardRows * kConstantFloats;
-          ptx::barrier_wait(shared_.empty_own(set), parity ^ 1);
-          copy_constants(shared_.constants(set), source, shared_.full_own(set));
-        }
-      }
-      parity ^= 1;
+      const int first_head = tile.head * params_.call.attention.group;
+      for_steps(tile, [&](int head, int step) {
+        const float* const source =
+            constants_of(params_, tile, first_head + head) + step * kConstantFloats;
+        ptx::barrier_wait(shared_.empty_first(stages.stage), stages.parity ^ 1);
+        copy_constants(shared_.constants(stages.stage), source, shared_.full_first(stages.stage));
+        stages.advance();
+      });
     }
   }
 
@@ -107,16 +94,13 @@ class BackwardLoader {
         body(head, step_at<Pass::kRows>(steps, idx));
   }
 
-  /// Nothing is copied from null: the rows do not exist.
   __device__ __forceinline__ void copy_constants(uint32_t target, const float* source,
                                                  uint32_t full) const {
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (source != nullptr) {
 #pragma unroll
-      for (int piece = 0; piece < Pass::kConstantBytes / 16; piece += 32)
-        ptx::store_shared_int4(target + (piece + lane) * 16,
-                               reinterpret_cast<const int4*>(source)[piece + lane]);
-    }
+    for (int piece = 0; piece < Pass::kConstantBytes / 16; piece += 32)
+      ptx::store_shared_int4(target + (piece + lane) * 16,
+                             reinterpret_cast<const int4*>(source)[piece + lane]);
     __syncwarp();
     if (lane == 0) ptx::barrier_arrive(full);
   }

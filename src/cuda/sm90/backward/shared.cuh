@@ -27,7 +27,7 @@ class BackwardShared {
   __device__ __forceinline__ uint32_t last(int stage) const {
     return base_ + Pass::kLastOffset + stage * Pass::kLastBytes;
   }
-  /// Row constants of a step of queries, or of 64 queries of the tile: float[4][64].
+  /// Row constants of a step of queries, or of a consumer's queries: float[4][64].
   __device__ __forceinline__ uint32_t constants(int idx) const {
     return base_ + Pass::kConstantOffset + idx * Pass::kConstantBytes;
   }
@@ -67,12 +67,12 @@ class BackwardShared {
       ptx::barrier_init(empty_last(stage), kConsumerWarps);
     }
     for (int set = 0; set < Pass::kOwnSets; ++set) {
-      ptx::barrier_init(full_own(set), Pass::kKeys ? 1 : 2);
+      ptx::barrier_init(full_own(set), 1);
       ptx::barrier_init(empty_own(set), kConsumerWarps / Pass::kOwnSets);
     }
     for (int slot = 0; slot < 2; ++slot) {
       ptx::barrier_init(full_tile(slot), 1);
-      ptx::barrier_init(empty_tile(slot), kConsumerWarps + 3);  // and the other loaders
+      ptx::barrier_init(empty_tile(slot), kConsumerWarps + Pass::kLoaders - 1);  // not the first
     }
     ptx::fence_barrier_init();
   }
