@@ -261,7 +261,7 @@ class BackwardConsumer {
     for (int half = 0; half < 2; ++half) {
       const int row = tile.first_row + own_set() * kBackwardRows + fragment_row() + 8 * half;
       if constexpr (kRepair) poison(tile, row, half);
-      const ResultRow<Pass> target{tile, row, Config::kSplit ? idx_ * kSumColumns : 0};
+      const GradientRow<Pass> target{tile, row, Config::kSplit ? idx_ * kSumColumns : 0};
       is_finite &= target.write(kKeys ? call.dk : call.dq, first_sums_, half, power);
       is_finite &= target.write(kKeys ? call.dv : call.dr, last_sums_, half, last_factor);
     }

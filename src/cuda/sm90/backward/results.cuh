@@ -13,7 +13,7 @@ namespace parallax::cuda::sm90 {
 /// A row of a tile, which may lie beyond the last, and the first of the columns that a consumer has
 /// sums of.
 template <class Pass>
-struct ResultRow {
+struct GradientRow {
   const Tile& tile;
   int row, first_column;
 
