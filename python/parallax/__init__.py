@@ -7,7 +7,8 @@ For query i over the keys j visible to it, with the probe r beside the usual q, 
     out_i = sum_j p_ij (1 + t_mean_i - t_ij) v_j  =  E_p[v] - Cov_p(v, k) r_i
 
 which is equation 8 of arXiv 2605.29157; docs/math.md derives it and its gradient. r = 0 gives
-softmax attention. The functions below are thin: they fill in defaults and call the C++ ops of
+softmax attention. `norm_rope` and `swiglu` are a layer's other parts between matrix products, one
+pass over memory each. The functions below are thin: they fill in defaults and call the C++ ops of
 `torch.ops.parallax`, which check every argument. A refused argument raises RuntimeError (the C++
 library's parallax::Error) that says what was given and what is allowed, and then nothing has been
 computed; what is no tensor where one is needed raises TypeError. The ops work under
@@ -24,7 +25,15 @@ from torch import Tensor
 from parallax import _ops
 
 __version__ = "0.1.0"
-__all__ = ["State", "attention", "decode", "merge_states", "varlen_attention"]
+__all__ = [
+    "State",
+    "attention",
+    "decode",
+    "merge_states",
+    "norm_rope",
+    "swiglu",
+    "varlen_attention",
+]
 
 
 class State(NamedTuple):
@@ -211,6 +220,54 @@ def merge_states(states: Sequence[State]) -> State:
         _ops.require_tensors("merge_states", fields)
     columns = (list(column) for column in zip(*states, strict=True))
     return State(*torch.ops.parallax.merge_states(*columns))
+
+
+def norm_rope(
+    x: Tensor,
+    gain: Tensor | None = None,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    *,
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """RMSNorm and the rotary position embedding in one pass, differentiable in x and gain.
+
+        y = rotate(gain x / sqrt(mean(x^2) + eps))    over the last dimension
+
+    x         [.., D], with tables [.., N, H, D] and an even D; 1 to 4 dimensions
+    gain      [D]; None: nothing is normalised, and eps has no effect
+    cos, sin  float32 [N, D / 2], both or none: dimension i < D / 2 of token n turns with i + D / 2
+              by the angle whose cosine and sine these are; None: nothing is rotated
+    returns   the shape of x, contiguous, in dtype; that of x when None
+
+    x, gain and the result are float32, bfloat16 or float16, each its own; a gain or tables, or
+    both, are needed. Computed in float32 and rounded once; the backward pass computes the root mean
+    square again, so that nothing but the inputs is kept for it. Result and gradients repeat bit for
+    bit. Under torch.autocast nothing is cast. Any strides are read in place if the innermost one is
+    1; other inputs are copied first. Raises RuntimeError for arguments that are not allowed, for
+    double backward and for gradients of cos and sin, and TypeError for an eps that is a tensor.
+    """
+    tensors = {"x": x, "gain": gain, "cos": cos, "sin": sin}
+    optional = {name: tensors[name] for name in ("gain", "cos", "sin")}
+    _ops.require_tensors("norm_rope", {"x": x}, optional=optional)
+    _ops.require_number("norm_rope", "eps", eps, allowed="a float")
+    tensors = [None if t is None else _ops.unit_innermost_stride(t) for t in tensors.values()]
+    return torch.ops.parallax.norm_rope(*tensors, eps, x.dtype if dtype is None else dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up in one pass, silu(x) = x / (1 + exp(-x)); differentiable in both.
+
+    gate, up  [..], 1 to 4 dimensions, one shape; float32, bfloat16 or float16, each its own
+    returns   the same shape, contiguous, in the dtype of gate
+
+    Computed in float32 and rounded once. Strides, autocast, repeats and errors are as in
+    `norm_rope`.
+    """
+    tensors = {"gate": gate, "up": up}
+    _ops.require_tensors("swiglu", tensors)
+    return torch.ops.parallax.swiglu(*map(_ops.unit_innermost_stride, tensors.values()))
 
 
 def _attend(tensors, cu_seqlens, options, deterministic, return_stats) -> Tensor | State:

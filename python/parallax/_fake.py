@@ -351,23 +351,3 @@ def merge_states(out, out_softmax, lse, t_mean):
         layout.check_state(f"partials[{index}].", *state)
     _check_devices(named)
     return _outputs(out[0])
-
-
-def norm_rope(x, gain, cos, sin, eps, dtype):
-    _check_devices({"x": x, "gain": gain, "cos": cos, "sin": sin})
-    return x.new_empty(x.shape, dtype=dtype)
-
-
-def norm_rope_backward(dy, x, gain, cos, sin, eps):
-    _check_devices({"dy": dy, "x": x, "gain": gain, "cos": cos, "sin": sin})
-    return x.new_empty(x.shape), x.new_empty(0) if gain is None else gain.new_empty(gain.shape)
-
-
-def swiglu(gate, up):
-    _check_devices({"gate": gate, "up": up})
-    return gate.new_empty(gate.shape)
-
-
-def swiglu_backward(dy, gate, up):
-    _check_devices({"dy": dy, "gate": gate, "up": up})
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from parallax import _fake
+from parallax import _fake, _fake_row_ops
 
 LIBRARY = Path(__file__).parent / "_lib" / "libparallax_torch.so"
 
@@ -37,11 +37,12 @@ _ops = torch.ops.parallax
 
 # ---- fake kernels -----------------------------------------------------------------------------
 
-for _name in (
-    *("attention_forward", "attention_backward", "decode", "merge_states"),
-    *("norm_rope", "norm_rope_backward", "swiglu", "swiglu_backward"),
+for _module, _names in (
+    (_fake, ("attention_forward", "attention_backward", "decode", "merge_states")),
+    (_fake_row_ops, ("norm_rope", "norm_rope_backward", "swiglu", "swiglu_backward")),
 ):
-    torch.library.register_fake(f"parallax::{_name}", getattr(_fake, _name))
+    for _name in _names:
+        torch.library.register_fake(f"parallax::{_name}", getattr(_module, _name))
 
 
 # ---- autograd ---------------------------------------------------------------------------------
@@ -59,12 +60,12 @@ def require_tensors(function: str, required: dict, optional: dict | None = None)
     _require_no_tangents(function, required)
 
 
-def require_number(function: str, name: str, value) -> None:
+def require_number(function: str, name: str, value, allowed: str = "a float or None") -> None:
     """TypeError for a tensor, which would be read as a number and lose its gradient."""
     if isinstance(value, Tensor):
         raise TypeError(
-            f"{function}: {name} is of type Tensor, and no gradient flows through it; it must be a "
-            f"float or None ({name}.item())"
+            f"{function}: {name} is of type Tensor, and no gradient flows through it; it must be "
+            f"{allowed} ({name}.item())"
         )
 
 
@@ -186,8 +187,46 @@ _refuse_gradients(
 )
 _refuse_gradients("decode", "train with parallax.attention or parallax.varlen_attention")
 _refuse_gradients("merge_states", "train with parallax.attention or parallax.varlen_attention")
-for _op in ("norm_rope", "norm_rope_backward", "swiglu", "swiglu_backward"):
-    _refuse_gradients(_op, "it serves the C++ models (src/nn), which bring its derivative")
+
+
+def _norm_rope_context(ctx, inputs, output) -> None:
+    *tensors, ctx.eps, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors)
+
+
+def _norm_rope_backward(ctx, dy):
+    if dy is None:
+        return (None,) * 6
+    x, gain, *tables = ctx.saved_tensors
+    dx, d_gain = _ops.norm_rope_backward(unit_innermost_stride(dy), x, gain, *tables, ctx.eps)
+    message = "parallax::norm_rope is not differentiable in cos and sin"
+    refused = [
+        _ops.refuse_gradient(dy, table.shape, table.dtype, message) if is_needed else None
+        for table, is_needed in zip(tables, ctx.needs_input_grad[2:4], strict=True)
+    ]
+    return (dx, None if gain is None else d_gain, *refused, None, None)
+
+
+def _swiglu_context(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs)
+
+
+def _swiglu_backward(ctx, dy):
+    if dy is None:
+        return None, None
+    return _ops.swiglu_backward(unit_innermost_stride(dy), *ctx.saved_tensors)
+
+
+torch.library.register_autograd(
+    "parallax::norm_rope", _norm_rope_backward, setup_context=_norm_rope_context
+)
+torch.library.register_autograd("parallax::swiglu", _swiglu_backward, setup_context=_swiglu_context)
+for _name in ("norm_rope", "swiglu"):
+    _refuse_gradients(
+        f"{_name}_backward", f"double backward (create_graph=True) is not supported by {_name}"
+    )
 
 
 # ---- autocast ---------------------------------------------------------------------------------

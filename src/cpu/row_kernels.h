@@ -1,30 +1,19 @@
 // What the row kernels are told: RMSNorm and rotary embedding in one pass, and SwiGLU, each with
 // its gradients. Plain structs, for the reason that kernels.h gives.
 //
-// Legend: B sequences, N tokens, H heads, D elements of a row; row = one (b, n, h), numbered
-// (b N + n) H + h. Dimensions that a tensor lacks have size 1.
+// Legend: as in core/row_grid.h.
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
 #include <cstdint>
 
+#include "core/row_grid.h"
 #include "parallax/dtype.h"
 
 namespace parallax::cpu {
 
-/// The rows of a tensor [B, N, H, D] whose elements lie side by side along D. `dtype` is float32,
-/// bfloat16 or float16.
-template <typename Pointee>
-struct GridTensor {
-  Pointee* data;
-  DType dtype;
-  int64_t strides[3];  // of b, n and h, in elements
-};
-
-struct Grid {
-  int64_t sizes[3];  // B, N, H
-  int dim;           // D
-};
+using core::Grid;
+using core::GridTensor;
 
 /// The rows begin .. end.
 struct RowRange {

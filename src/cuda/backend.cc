@@ -18,23 +18,6 @@ cudaStream_t stream_of(const Execution& execution) {
   return static_cast<cudaStream_t>(execution.stream);
 }
 
-/// What every CUDA backend asks of a call, whose first tensor decides the device.
-Support supports_device(const std::string& backend, const ConstTensorView& tensor,
-                        int min_capability, int max_capability) {
-  if (tensor.device.type != DeviceType::kCuda)
-    return Support::no(backend + ": the tensors are not in CUDA memory");
-  if (num_devices() == 0) return Support::no(backend + ": this machine has no CUDA device");
-  const DeviceInfo& device = device_info(tensor.device.index);
-  if (device.compute_capability < min_capability || device.compute_capability > max_capability)
-    return Support::no(
-        backend + ": " + device.name + " has compute capability " +
-        std::to_string(device.compute_capability / 10) + "." +
-        std::to_string(device.compute_capability % 10) +
-        (min_capability == max_capability ? "; it must be " : "; it must be at least ") +
-        std::to_string(min_capability / 10) + "." + std::to_string(min_capability % 10));
-  return Support::yes();
-}
-
 /// "NVIDIA H200", or why there is none.
 std::string device_text() {
   if (num_devices() == 0) return "no CUDA device on this machine";
@@ -52,11 +35,11 @@ class Sm90Backend final : public Backend {
   DeviceType device_type() const override { return DeviceType::kCuda; }
 
   Support supports(const ForwardArgs& args) const override {
-    const Support device = supports_device("cuda_sm90", args.q, 90, 90);
+    const Support device = supports_device("cuda_sm90", args.q.device, 90, 90);
     return device.ok ? sm90::supports_forward(make_call(args)) : device;
   }
   Support supports(const BackwardArgs& args) const override {
-    const Support device = supports_device("cuda_sm90", args.q, 90, 90);
+    const Support device = supports_device("cuda_sm90", args.q.device, 90, 90);
     return device.ok ? sm90::supports_backward(make_call(args)) : device;
   }
   Support supports(const DecodeArgs&) const override { return not_built("decode"); }
@@ -136,14 +119,13 @@ class PortableBackend final : public Backend {
 
  private:
   static Support supports_tensor(const ConstTensorView& tensor) {
-    const Support device = supports_device("cuda_portable", tensor, 80, kAnyCapability);
+    const Support device = supports_device("cuda_portable", tensor.device, kMinCapability);
     if (!device.ok) return device;
     if (tensor.dtype == DType::kFloat64)
       return Support::no(
           "cuda_portable: dtype float64 is not built (built: float32, bfloat16, float16)");
     return Support::yes();
   }
-  static constexpr int kAnyCapability = 1000;
 };
 
 }  // namespace

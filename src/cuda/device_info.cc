@@ -41,6 +41,22 @@ const DeviceInfo& device_info(int index) {
   return devices()[static_cast<size_t>(index)];
 }
 
+Support supports_device(const std::string& user, const Device& device, int min_capability,
+                        int max_capability) {
+  if (device.type != DeviceType::kCuda)
+    return Support::no(user + ": the tensors are not in CUDA memory");
+  if (num_devices() == 0) return Support::no(user + ": this machine has no CUDA device");
+  const DeviceInfo& info = device_info(device.index);
+  if (info.compute_capability < min_capability || info.compute_capability > max_capability)
+    return Support::no(
+        user + ": " + info.name + " has compute capability " +
+        std::to_string(info.compute_capability / 10) + "." +
+        std::to_string(info.compute_capability % 10) +
+        (min_capability == max_capability ? "; it must be " : "; it must be at least ") +
+        std::to_string(min_capability / 10) + "." + std::to_string(min_capability % 10));
+  return Support::yes();
+}
+
 DeviceGuard::DeviceGuard(int index) : index_(index) {
   PLX_CUDA_CHECK(cudaGetDevice(&previous_));
   if (index_ != previous_) PLX_CUDA_CHECK(cudaSetDevice(index_));

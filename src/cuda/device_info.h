@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string>
 
+#include "parallax/backend.h"
+
 namespace parallax::cuda {
 
 struct DeviceInfo {
@@ -21,6 +23,15 @@ int num_devices();
 
 /// Throws Error if there is no such device.
 const DeviceInfo& device_info(int index);
+
+/// The oldest devices that the plain kernels are for, and no upper limit, as compute capabilities.
+inline constexpr int kMinCapability = 80;
+inline constexpr int kAnyCapability = 1000;
+
+/// Whether `device` is one of CUDA, there, and of a compute capability in the range; `user` begins
+/// the reason.
+Support supports_device(const std::string& user, const Device& device, int min_capability,
+                        int max_capability = kAnyCapability);
 
 /// Makes a device current for its lifetime.
 class DeviceGuard {

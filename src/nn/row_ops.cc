@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "nn/find_op.h"
+#include "row_backends.h"
 
 namespace parallax::nn {
 namespace {
@@ -79,7 +80,9 @@ class SwigluFunction : public torch::autograd::Function<SwigluFunction> {
 };
 
 bool has_row_kernels(const Tensor& x) {
-  return x.device().is_cpu() && x.scalar_type() != torch::kFloat64;
+  if (x.scalar_type() == torch::kFloat64) return false;
+  if (x.device().is_cpu()) return true;
+  return x.device().is_cuda() && supports_row_ops({DeviceType::kCuda, x.device().index()}).ok;
 }
 
 torch::ScalarType wide_dtype(const Tensor& x) {

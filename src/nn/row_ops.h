@@ -1,8 +1,9 @@
 // What a layer does to each row between its matrix products: RMSNorm, rotary embedding, SwiGLU.
 //
-// One pass each on the CPU (cpu/row_ops.h); in float64 and on other devices Torch's ops, one after
-// the other. Computed in float32 or wider, whatever the dtypes around, and rounded once.
-// Differentiable once. The same bits for any number of threads.
+// One pass each on the CPU and on CUDA devices for which this build has kernels (row_backends.h);
+// in float64 and elsewhere Torch's ops, one after the other. Computed in float32 or wider, whatever
+// the dtypes around, and rounded once. Differentiable once. The same bits in each repeat, on the
+// CPU for any number of threads.
 //
 // Legend: N tokens, H heads, D size of the last dimension.
 // SPDX-License-Identifier: Apache-2.0

@@ -6,22 +6,23 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <optional>
-#include <type_traits>
 
 #include "parallax/attention.h"
+#include "row_backends.h"
 
 namespace parallax::torch_ops {
 
 /// The cudaStream_t that is current for the device. Throws Error in a Torch without CUDA.
 void* current_cuda_stream(int device_index);
 
-/// Sets args.execution for tensors on a CUDA device. The result is the workspace, to be kept until
-/// the call is enqueued; the allocator reuses its memory in the order of the stream.
+/// Sets args.execution for tensors on a CUDA device. The result is the workspace that
+/// workspace_bytes(args) asks for, if there is such a function; it is to be kept until the call is
+/// enqueued, and the allocator reuses its memory in the order of the stream.
 template <typename Args>
 std::optional<torch::stable::Tensor> set_execution(const torch::stable::Tensor& q, Args& args) {
   if (!q.is_cuda()) return {};
   args.execution.stream = current_cuda_stream(static_cast<int>(q.get_device_index()));
-  if constexpr (!std::is_same_v<Args, MergeArgs>) {
+  if constexpr (requires { workspace_bytes(args); }) {
     const int64_t bytes = workspace_bytes(args);
     if (bytes == 0) return {};
     torch::stable::Tensor workspace =

@@ -15,10 +15,12 @@ uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
 
 // The kernels' `extern __shared__` arrays, all one memory: 227 KB, and some more to see writes
-// beyond. The second name is that of arrays in unnamed namespaces, which no declaration can define.
+// beyond. Names in unnamed namespaces are those that no declaration can define.
 extern "C" {
 alignas(1024) char parallax_shared_memory[240 * 1024];
 extern char sm90_array[] asm("_ZN8parallax4cuda4sm9013shared_memoryE")
+    __attribute__((alias("parallax_shared_memory")));
+extern char row_ops_array[] asm("_ZN8parallax4cuda7row_ops12_GLOBAL__N_116norm_rope_memoryE")
     __attribute__((alias("parallax_shared_memory")));
 extern char portable_array[] asm("_ZN8parallax4cuda8portable12_GLOBAL__N_113shared_memoryE")
     __attribute__((alias("parallax_shared_memory")));

@@ -13,6 +13,7 @@
 namespace parallax::testing {
 
 const std::vector<TestedBackend>& tested_backends() { return cuda_backends(); }
+const std::vector<TestedRowOps>& tested_row_ops() { return cuda_row_ops(); }
 
 namespace {
 

@@ -185,3 +185,71 @@ def test_what_is_allowed_gives_the_same_shapes():
         real = ops.attention_forward(*tensors, *rest, return_stats=False)
         fake = ops.attention_forward(*to_meta(tensors), *rest, return_stats=False)
         assert layouts(fake) == layouts(real)
+
+
+# ---- norm_rope and swiglu ---------------------------------------------------------------------
+
+
+def norm_rope_inputs(**replaced):
+    tensors = {"x": torch.randn(2, 5, 3, 8), "gain": torch.randn(8)}
+    tensors |= {"cos": torch.randn(5, 4), "sin": torch.randn(5, 4)}
+    options = {"eps": 1e-6, "dtype": torch.float32}
+    for name, change in replaced.items():
+        target = options if name in options else tensors
+        target[name] = change(target[name])
+    return [*tensors.values(), *options.values()]
+
+
+BAD_NORM_ROPE = {
+    "rank of x": {"x": lambda x: x[None]},
+    "a scalar": {"x": lambda x: x.sum()},
+    "dtype of x": {"x": lambda x: x.double()},
+    "int32": {"x": lambda x: x.int()},
+    "int64": {"gain": lambda x: x.long()},
+    "stride of x": {"x": lambda x: x.movedim(-1, 0).contiguous().movedim(0, -1)},
+    "empty rows": {"x": lambda x: x[..., :0]},
+    "nothing to do": dict.fromkeys(("gain", "cos", "sin"), lambda _: None),
+    "eps": {"eps": lambda _: -1.0},
+    "eps that is no number": {"eps": lambda _: float("inf")},
+    "shape of gain": {"gain": lambda x: x[:5]},
+    "rank of gain": {"gain": lambda x: x[None]},
+    "dtype of gain": {"gain": lambda x: x.double()},
+    "no sin": {"sin": lambda _: None},
+    "no cos": {"cos": lambda _: None},
+    "dtype of sin": {"sin": lambda x: x.bfloat16()},
+    "shape of cos": {"cos": lambda x: x[:4]},
+    "odd size": {"x": lambda x: x[..., :7], "gain": lambda x: x[:7]},
+    "rotated matrix": {"x": lambda x: x[0, 0]},
+    "dtype of the result": {"dtype": lambda _: torch.float64},
+    "int32 result": {"dtype": lambda _: torch.int32},
+    "int64 result": {"dtype": lambda _: torch.int64},
+}
+
+
+@pytest.mark.parametrize("case", BAD_NORM_ROPE)
+def test_norm_rope(case):
+    assert_same_refusal(ops.norm_rope, *norm_rope_inputs(**BAD_NORM_ROPE[case]))
+    if "result" not in case:
+        *tensors, eps, _ = norm_rope_inputs(**BAD_NORM_ROPE[case])
+        dy = torch.randn(2, 5, 3, 8)
+        assert_same_refusal(ops.norm_rope_backward, dy, *tensors, eps)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x[:1], lambda x: x.double(), lambda x: x.mT.contiguous().mT]
+)
+def test_gradients_of_row_ops(change):
+    x, gain, *rest = norm_rope_inputs()[:5]
+    assert_same_refusal(ops.norm_rope_backward, change(x), x, gain, *rest)
+    assert_same_refusal(ops.swiglu_backward, change(x), x, x)
+    for pair in ((x, change(x)), (x[:1], x), (x[..., :0], x[..., :0])):
+        assert_same_refusal(ops.swiglu, *pair)
+        assert_same_refusal(ops.swiglu_backward, x, *pair)
+
+
+def test_row_ops_on_two_devices():
+    x, gain, *_ = norm_rope_inputs()
+    with pytest.raises(RuntimeError, match="gain is on cpu and x on meta; all tensors must be"):
+        parallax.norm_rope(x.to("meta"), gain)
+    with pytest.raises(RuntimeError, match="up is on meta and gate on cpu; all tensors must be"):
+        parallax.swiglu(x, x.to("meta"))

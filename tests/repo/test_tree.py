@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = [
     {"core"},
     {"reference", "cpu", "cuda"},
-    {"backends.cc"},
+    {"backends.cc", "row_backends.h", "row_backends.cc"},
     {"torch"},
     {"io", "text", "nn", "optim", "mad"},
     {"generate", "evaluate", "train"},

@@ -44,4 +44,14 @@ const std::vector<const Backend*>& cpu_backends() {
   return list;
 }
 
+const std::vector<TestedRowOps>& cpu_row_ops() {
+  static const std::vector<TestedRowOps> list = [] {
+    std::vector<TestedRowOps> result;
+    for (const cpu::InstructionSet& set : instruction_sets())
+      result.push_back({set.floats->isa, set.floats});
+    return result;
+  }();
+  return list;
+}
+
 }  // namespace parallax::testing

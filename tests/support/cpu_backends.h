@@ -6,6 +6,7 @@
 
 #include "cpu/kernels.h"
 #include "parallax/backend.h"
+#include "support/row_case.h"
 
 namespace parallax::testing {
 
@@ -15,5 +16,8 @@ const std::vector<cpu::InstructionSet>& instruction_sets();
 
 /// A backend for each of them.
 const std::vector<const Backend*>& cpu_backends();
+
+/// The row kernels of each of them.
+const std::vector<TestedRowOps>& cpu_row_ops();
 
 }  // namespace parallax::testing

@@ -74,4 +74,10 @@ const std::vector<TestedBackend>& cuda_backends() {
 
 #endif
 
+const std::vector<TestedRowOps>& cuda_row_ops() {
+  static const auto list = cuda_backends().empty() ? std::vector<TestedRowOps>{}
+                                                   : std::vector<TestedRowOps>{{"cuda", nullptr}};
+  return list;
+}
+
 }  // namespace parallax::testing

@@ -70,9 +70,8 @@ View moved(View view, std::span<const std::byte> storage, void* device) {
 
 }  // namespace
 
-Placement::Placement(const Backend& backend)
-    : device_(backend.device_type() == DeviceType::kCuda ? std::make_unique<DeviceTensors>()
-                                                         : nullptr) {}
+Placement::Placement(DeviceType device)
+    : device_(device == DeviceType::kCuda ? std::make_unique<DeviceTensors>() : nullptr) {}
 
 ConstTensorView Placement::input(const HostTensor& tensor) {
   if (device_ == nullptr || !tensor.defined()) return tensor.view();
@@ -97,7 +96,7 @@ void Placement::finish() {
 
 class Placement::DeviceTensors {};
 
-Placement::Placement(const Backend& /*backend*/) {}
+Placement::Placement(DeviceType /*device*/) {}
 ConstTensorView Placement::input(const HostTensor& tensor) { return tensor.view(); }
 TensorView Placement::output(HostTensor& tensor) { return tensor.view(); }
 Execution Placement::execution(int64_t /*workspace_bytes*/) { return {}; }

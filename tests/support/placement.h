@@ -13,7 +13,8 @@ namespace parallax::testing {
 /// The tensors of one call, where a backend computes. Guard bytes and poison go along.
 class Placement {
  public:
-  explicit Placement(const Backend& backend);
+  explicit Placement(DeviceType device);
+  explicit Placement(const Backend& backend) : Placement(backend.device_type()) {}
   ~Placement();
 
   /// Views for the call; the tensor must outlive finish().

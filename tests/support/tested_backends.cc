@@ -24,4 +24,13 @@ const std::vector<TestedBackend>& tested_backends() {
   return list;
 }
 
+const std::vector<TestedRowOps>& tested_row_ops() {
+  static const std::vector<TestedRowOps> list = [] {
+    std::vector<TestedRowOps> result = cpu_row_ops();
+    result.insert(result.end(), cuda_row_ops().begin(), cuda_row_ops().end());
+    return result;
+  }();
+  return list;
+}
+
 }  // namespace parallax::testing
