@@ -105,7 +105,7 @@ def test_one_graph_serves_every_shape_with_the_eager_bits(backend):
     compiled = torch.compile(block, fullgraph=True, dynamic=True, backend=counter)
     for batch, tokens, heads, dim in ((2, 5, 3, 8), (4, 9, 7, 12), (6, 11, 13, 10)):
         x, gain = torch.randn(batch, tokens, heads, dim), torch.randn(dim)
-        tables = torch.randn(2, tokens, dim // 2).unbind()
+        tables = [torch.randn(tokens, dim // 2) for _ in range(2)]
         results = []
         for function in (compiled, block):
             leaves = [t.clone().requires_grad_() for t in (x, gain)]
