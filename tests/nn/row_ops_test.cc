@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 #include <torch/autograd.h>
+#include <torch/cuda.h>
 
 #include <functional>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "nn/linear.h"
 #include "nn/model_testing.h"
 #include "nn/rope.h"
+#include "row_backends.h"
 
 namespace parallax::nn {
 namespace {
@@ -125,6 +127,37 @@ TEST(RowOps, StridedInputsGiveTheBitsOfContiguousOnes) {
       const auto glu_results = with_gradients(glu, {x, dense}, weights);
       for (size_t i = 0; i < 3; ++i) EXPECT_TRUE(torch::equal(glu_results[i], glu_expected[i]));
     }
+}
+
+/// The differentiable functions on CUDA tensors, with the library's kernels.
+TEST(RowOps, CudaTensorsGiveTheValuesOfTheCpu) {
+  if (!torch::cuda::is_available()) GTEST_SKIP() << "this Torch has no CUDA device";
+  const Support support = supports_row_ops({DeviceType::kCuda, 0});
+  if (!support.ok) GTEST_SKIP() << support.reason;
+  torch::manual_seed(7);
+  for (const auto& [dtype, relative] : kPrecisions) {
+    const Tensor x = torch::randn({2, 5, 3, 64}).to(dtype), gain = torch::randn({64}).to(dtype);
+    const Tensor weights = torch::randn(x.sizes()).to(dtype);
+    const auto run = [&](torch::Device device) {
+      RotaryTables rope = tables(64);
+      rope = {.cos = rope.cos.to(device), .sin = rope.sin.to(device)};
+      const auto function = [&](const std::vector<Tensor>& in) {
+        const Tensor turned = norm_rope(
+            in[0], {.gain = in[1], .eps = kEps, .rope = &rope, .dtype = in[0].scalar_type()});
+        return swiglu(turned, in[0]);
+      };
+      return with_gradients(function, {x.to(device), gain.to(device)}, weights.to(device));
+    };
+    const auto results = run(torch::kCUDA), expected = run(torch::kCPU);
+    for (size_t i = 0; i < results.size(); ++i) {
+      EXPECT_TRUE(results[i].is_cuda());
+      // Each of the two may round a result between the ops the other way.
+      EXPECT_LE(
+          max_difference(results[i].cpu().to(torch::kFloat64), expected[i].to(torch::kFloat64)),
+          3 * relative * expected[i].abs().max().item<double>())
+          << i;
+    }
+  }
 }
 
 TEST(RowOps, TheResultIsRoundedOnceToTheWantedDType) {
