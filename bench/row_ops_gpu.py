@@ -11,7 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -227,8 +227,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def select_cases(options: argparse.Namespace) -> list[Case]:
     def small(case: Case) -> Case:
-        shape = (2, 16, *case.shape[2:]) if case.rotate else (32, *case.shape[1:])
-        return Case(case.name, shape, case.norm, case.rotate, case.dtype, case.out_dtype)
+        shape = (2, 16, *case.shape[2:]) if len(case.shape) == 4 else (32, *case.shape[1:])
+        return replace(case, shape=shape)
 
     cases = [case for case in CASES if re.search(options.cases, case.name)]
     return [small(case) for case in cases] if options.small else cases
