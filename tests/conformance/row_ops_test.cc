@@ -69,6 +69,12 @@ TEST(RowOps, ScalesFarFromOneAndZeroRowsAreRight) {
     expect_norm_rope_conforms({.sizes = {2, 3, 2, 20}, .rotate = true, .scale = scale});
 }
 
+/// Where a kernel's thread has no row, 0 over the root of 0 must not reach the gain's gradient.
+TEST(RowOps, AnEpsOfZeroIsRight) {
+  for (const bool rotate : {false, true})
+    expect_norm_rope_conforms({.sizes = {5, 3, 24}, .rotate = rotate, .eps = 0.0});
+}
+
 TEST(RowOps, EmptyTensorsHaveAGradientOfZero) {
   const RowCase row_case{.sizes = {0, 2, 8}};
   for (const TestedRowOps& ops : tested_row_ops()) {

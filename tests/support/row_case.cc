@@ -56,7 +56,7 @@ NormRopeValues plain_norm_rope(const RowCase& row_case, const NormRopeInputs& in
     for (size_t d = 0; d < dim; ++d)
       squares += static_cast<T>(x[first + d]) * static_cast<T>(x[first + d]);
     const T scale = row_case.norm ? 1 / std::sqrt(squares / static_cast<T>(dim) +
-                                                  static_cast<T>(static_cast<float>(kRowEps)))
+                                                  static_cast<T>(static_cast<float>(row_case.eps)))
                                   : T(1);
     std::vector<T> n(dim), g(dim);
     for (size_t d = 0; d < dim; ++d) {
@@ -159,7 +159,8 @@ std::string RowCase::text() const {
   for (const int64_t size : sizes) text += std::to_string(size) + " ";
   return text + (norm ? "norm " : "") + (rotate ? "rotate " : "") + std::string(name(dtype)) +
          " and " + std::string(name(other_dtype)) + " to " + std::string(name(out_dtype)) +
-         " layout " + std::to_string(static_cast<int>(layout)) + " scale " + std::to_string(scale);
+         " layout " + std::to_string(static_cast<int>(layout)) + " scale " + std::to_string(scale) +
+         " eps " + std::to_string(eps);
 }
 
 RowCase of_dtype(RowCase row_case, DType dtype) {
@@ -200,7 +201,7 @@ NormRopeOutputs run_norm_rope(const TestedRowOps& ops, const RowCase& row_case,
                          .gain = forward.input(inputs.gain),
                          .cos = forward.input(inputs.cos),
                          .sin = forward.input(inputs.sin),
-                         .eps = kRowEps,
+                         .eps = row_case.eps,
                          .y = forward.output(out.y)},
       forward, cpu::norm_rope, norm_rope);
   run(ops,
@@ -209,7 +210,7 @@ NormRopeOutputs run_norm_rope(const TestedRowOps& ops, const RowCase& row_case,
                                  .gain = backward.input(inputs.gain),
                                  .cos = backward.input(inputs.cos),
                                  .sin = backward.input(inputs.sin),
-                                 .eps = kRowEps,
+                                 .eps = row_case.eps,
                                  .dx = backward.output(out.dx),
                                  .d_gain = backward.output(out.d_gain)},
       backward, cpu::norm_rope_backward, norm_rope_backward);

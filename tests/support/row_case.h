@@ -21,8 +21,6 @@ struct TestedRowOps {
 /// What tests/conformance tests: every instruction set and, where there is one, the CUDA device.
 const std::vector<TestedRowOps>& tested_row_ops();
 
-constexpr double kRowEps = 1e-6;
-
 struct RowCase {
   std::vector<int64_t> sizes;  // [.., D] or, rotated, [.., N, H, D]
   bool norm = true, rotate = false;
@@ -30,7 +28,7 @@ struct RowCase {
   DType out_dtype = DType::kFloat32;    // of y and dy
   DType other_dtype = DType::kFloat32;  // of the gain and its gradient; of up and d_up
   Layout layout = Layout::kContiguous;
-  double scale = 1.0;
+  double scale = 1.0, eps = 1e-6;
 
   int64_t dim() const { return sizes.back(); }
   int64_t tokens() const { return sizes[sizes.size() - 3]; }

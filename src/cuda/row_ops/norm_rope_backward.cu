@@ -95,9 +95,9 @@ struct GainSums {
   }
 };
 
-/// The same for rows too long for that, in the workspace, where each column has its one thread.
-enum class Row : uint8_t { kFirst, kLater };
+enum class Row : uint8_t { kFirst, kLater };  // of a block
 
+/// The same for rows too long for that, in the workspace, where each column has its one thread.
 template <typename Config>
 __device__ __forceinline__ void add_in_workspace(float* sums, const Columns& columns, int k,
                                                  const Unit<Config>& unit, Row row) {
