@@ -14,6 +14,7 @@ from row_ops_support import (
     with_gradients,
 )
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.utils.checkpoint import checkpoint
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "seed")
 
@@ -115,6 +116,19 @@ def test_one_graph_serves_every_shape_with_the_eager_bits(backend):
         assert all(torch.equal(a, e) for a, e in zip(*results, strict=True))
         counts.append(counter.frame_count)
     assert counts == [counts[0]] * 3  # PyTorch traces twice at first, since eps is a number
+
+
+def test_checkpointing_changes_no_bit():
+    inputs, dy = make_norm_rope("both", torch.bfloat16)
+
+    def block(**tensors):
+        return parallax.swiglu(parallax.norm_rope(**tensors), tensors["x"])
+
+    def recomputed(**tensors):
+        return checkpoint(block, **tensors, use_reentrant=False)
+
+    results = [with_gradients(function, inputs, dy) for function in (recomputed, block)]
+    assert all(torch.equal(a, e) for a, e in zip(*results, strict=True))
 
 
 def test_gradients_that_do_not_exist_are_refused():
