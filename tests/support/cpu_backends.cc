@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "support/cpu_backends.h"
 
+#include <algorithm>
 #include <memory>
 
 #include "cpu/backend.h"
@@ -47,8 +48,11 @@ const std::vector<const Backend*>& cpu_backends() {
 const std::vector<TestedRowOps>& cpu_row_ops() {
   static const std::vector<TestedRowOps> list = [] {
     std::vector<TestedRowOps> result;
-    for (const cpu::InstructionSet& set : instruction_sets())
-      result.push_back({set.floats->isa, set.floats});
+    for (const cpu::InstructionSet& set : instruction_sets()) {
+      const auto is_listed = [&](const TestedRowOps& ops) { return ops.kernels == set.floats; };
+      if (std::none_of(result.begin(), result.end(), is_listed))
+        result.push_back({set.floats->isa, set.floats});
+    }
     return result;
   }();
   return list;

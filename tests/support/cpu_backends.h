@@ -17,7 +17,7 @@ const std::vector<cpu::InstructionSet>& instruction_sets();
 /// A backend for each of them.
 const std::vector<const Backend*>& cpu_backends();
 
-/// The row kernels of each of them.
+/// Their row kernels, which several sets may share.
 const std::vector<TestedRowOps>& cpu_row_ops();
 
 }  // namespace parallax::testing
