@@ -22,30 +22,36 @@ per line, one document each; read as a stream, so they may be larger than memory
 the same bytes are kept once. Each document goes to train or validation by a hash of its text; when
 there are so few that validation would stay empty, the tail of the largest one becomes validation.
 
+--train-bpe learns a byte-level BPE from the train documents first, with the Python package
+tokenizers, and writes it beside the tokens as tokenizer.json; --tokenizer reads it from there.
+
 The output folder appears when everything is written; tokens prepared there before are replaced.
 
 Examples:
   plx prepare --output data/python --python-sources
   plx prepare --output data/books books/ more.txt
-  plx prepare --output data/web --tokenizer models/Qwen3-0.6B --field content web.jsonl)";
+  plx prepare --output data/web --tokenizer models/Qwen3-0.6B --field content web.jsonl
+  plx prepare --output data/code --train-bpe 16384 --include '*.py' --include '*.pyi' src/)";
 
 struct Arguments {
   text::PrepareOptions options;
   std::string tokenizer = "bytes";
+  int64_t train_bpe = 0;  // ids of the tokenizer to learn; 0: `tokenizer` is used
 };
 
 // One line on stderr, rewritten in place on a terminal, once a second otherwise.
 class ProgressLine {
  public:
+  explicit ProgressLine(const char* what) : what_(what) {}
   void update(int64_t num_documents, int64_t num_bytes) {
     const auto now = std::chrono::steady_clock::now();
     if (now - last_ < std::chrono::seconds(1)) return;
     last_ = now;
     const double megabytes = static_cast<double>(num_bytes) * 1e-6;
     const double seconds = std::chrono::duration<double>(now - start_).count();
-    std::fprintf(stderr, "%sprepare: %lld documents, %.1f MB, %.1f MB/s%s",
-                 is_terminal_ ? "\r" : "", static_cast<long long>(num_documents), megabytes,
-                 megabytes / seconds, is_terminal_ ? "  " : "\n");
+    std::fprintf(stderr, "%s%s: %lld documents, %.1f MB, %.1f MB/s%s", is_terminal_ ? "\r" : "",
+                 what_, static_cast<long long>(num_documents), megabytes, megabytes / seconds,
+                 is_terminal_ ? "  " : "\n");
     is_shown_ = true;
   }
   void finish() const {
@@ -56,20 +62,21 @@ class ProgressLine {
   }
 
  private:
+  const char* what_;
   const bool is_terminal_ = ::isatty(STDERR_FILENO) == 1;
   const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
   std::chrono::steady_clock::time_point last_ = start_;
   bool is_shown_ = false;
 };
 
-void print_left_out(const text::CorpusCounts& counts) {
+void print_left_out(const std::vector<std::string>& files, const char* reason) {
   constexpr size_t kMostShown = 5;
-  for (size_t idx = 0; idx < counts.not_text.size() && idx < kMostShown; ++idx) {
-    std::fprintf(stderr, "plx: warning: left out, not text: %s\n", counts.not_text[idx].c_str());
+  for (size_t idx = 0; idx < files.size() && idx < kMostShown; ++idx) {
+    std::fprintf(stderr, "plx: warning: left out, %s: %s\n", reason, files[idx].c_str());
   }
-  if (counts.not_text.size() > kMostShown) {
-    std::fprintf(stderr, "plx: warning: left out, not text: %zu more files\n",
-                 counts.not_text.size() - kMostShown);
+  if (files.size() > kMostShown) {
+    std::fprintf(stderr, "plx: warning: left out, %s: %zu more files\n", reason,
+                 files.size() - kMostShown);
   }
 }
 
@@ -88,28 +95,54 @@ void print_summary(const text::PrepareOptions& options, const text::PrepareResul
               "bytes/token", "shards");
   print_split(io::Split::kTrain, result.manifest.train);
   print_split(io::Split::kValidation, result.manifest.validation);
-  std::printf("left out: %lld duplicates, %lld empty, %zu not text\n",
+  std::printf("left out: %lld duplicates, %lld empty, %zu not text",
               static_cast<long long>(result.counts.num_duplicates),
               static_cast<long long>(result.counts.num_empty), result.counts.not_text.size());
+  if (options.corpus.utf8_only) std::printf(", %zu not UTF-8", result.counts.not_utf8.size());
+  std::printf("\n");
   std::printf("vocabulary %lld, %.1f s, written to %s\n",
               static_cast<long long>(result.manifest.vocab_size), seconds,
               options.output.string().c_str());
 }
 
+std::unique_ptr<text::Tokenizer> learn_tokenizer(const Arguments& arguments) {
+  text::BpeLearner learner(arguments.train_bpe);  // before the corpus is read: it may not start
+  ProgressLine line("tokenizer");
+  text::add_train_split(learner, arguments.options, [&](int64_t num_documents, int64_t num_bytes) {
+    line.update(num_documents, num_bytes);
+  });
+  line.finish();
+  std::fprintf(stderr, "tokenizer: learning up to %lld tokens\n",
+               static_cast<long long>(arguments.train_bpe));
+  auto tokenizer = learner.learn();
+  if (tokenizer->vocab_size() < arguments.train_bpe) {
+    std::fprintf(stderr, "plx: warning: the text has no more pairs to merge: %d tokens, not %lld\n",
+                 tokenizer->vocab_size(), static_cast<long long>(arguments.train_bpe));
+  }
+  return tokenizer;
+}
+
+std::unique_ptr<text::Tokenizer> make_tokenizer(const Arguments& arguments) {
+  if (arguments.train_bpe > 0) return learn_tokenizer(arguments);
+  if (arguments.tokenizer == "bytes") return text::make_byte_tokenizer();
+  return text::load_tokenizer(arguments.tokenizer);
+}
+
 void prepare(const CLI::App& command, Arguments& arguments) {
   if (arguments.options.num_threads == 0) arguments.options.num_threads = core::num_threads();
-  const auto tokenizer = arguments.tokenizer == "bytes" ? text::make_byte_tokenizer()
-                                                        : text::load_tokenizer(arguments.tokenizer);
-  ProgressLine line;
+  const auto tokenizer = make_tokenizer(arguments);
+  ProgressLine line("prepare");
   const text::PrepareResult result = text::prepare_tokens(
       arguments.options, *tokenizer,
       [&](int64_t num_documents, int64_t num_bytes) { line.update(num_documents, num_bytes); });
   line.finish();
   if (!result.has_json_lines) warn_without_effect(command, {"--field"}, kNoJsonLines);
+  if (!result.has_folders) warn_without_effect(command, {"--include"}, "no input is a folder");
   if (arguments.options.validation_fraction == 0.0) {
     warn_without_effect(command, {"--seed"}, "nothing is held out");
   }
-  print_left_out(result.counts);
+  print_left_out(result.counts.not_text, "not text");
+  print_left_out(result.counts.not_utf8, "not UTF-8");
   print_summary(arguments.options, result, line.seconds());
 }
 
@@ -130,15 +163,32 @@ void add_prepare(CLI::App& app) {
   command->add_flag("--python-sources", options.corpus.python_sources,
                     "Add the source files of the Python standard library found on this machine");
   command
-      ->add_option("--tokenizer", arguments->tokenizer,
-                   "A tokenizer.json or the folder that holds one; or bytes: one token per byte")
-      ->type_name("PATH")
-      ->capture_default_str();
+      ->add_option("--include", options.corpus.include,
+                   "Read only those files of folders whose names match, such as '*.py'; repeatable")
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
+  command->add_flag("--utf8-only", options.corpus.utf8_only,
+                    "Leave out text files of folders that are not valid UTF-8");
+  auto* tokenizer =
+      command
+          ->add_option(
+              "--tokenizer", arguments->tokenizer,
+              "A tokenizer.json or the folder that holds one; or bytes: one token per byte")
+          ->type_name("PATH")
+          ->capture_default_str();
+  auto* train_bpe =
+      command
+          ->add_option("--train-bpe", arguments->train_bpe,
+                       "Learn a BPE tokenizer of so many tokens from the text, and use it")
+          ->type_name("VOCAB")
+          ->check(whole_number(text::BpeLearner::kSmallestVocab, int64_t{1} << 20))
+          ->excludes(tokenizer);
   command
       ->add_option("--end-token", options.end_token,
                    "The special token that ends documents, where it is none of <|endoftext|>, "
                    "<|end_of_text|>, </s>, <eos>")
-      ->type_name("TEXT");
+      ->type_name("TEXT")
+      ->excludes(train_bpe);
   command
       ->add_option("--validation-fraction", options.validation_fraction,
                    "Share of the documents held out for validation, 0 for none")

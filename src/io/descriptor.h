@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <string_view>
+#include <utility>
 
 namespace parallax::io {
 
@@ -19,6 +20,9 @@ class Descriptor {
   /// `flags` as in open(2). Errors call the file `shown_path` if that is given: the name that the
   /// caller knows, when `path` is a temporary one.
   Descriptor(const std::filesystem::path& path, int flags, std::filesystem::path shown_path = {});
+  /// Takes an open descriptor over; errors call it `shown_path`.
+  Descriptor(int number, std::filesystem::path shown_path)
+      : shown_path_(std::move(shown_path)), number_(number) {}
   ~Descriptor();
   Descriptor(Descriptor&& other) noexcept;
   Descriptor& operator=(Descriptor&& other) noexcept;

@@ -2,13 +2,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "text/corpus.h"
 
+#include <fnmatch.h>
+
 #include <algorithm>
-#include <array>
 #include <cerrno>
 #include <charconv>
 #include <cmath>
-#include <cstdio>
-#include <memory>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "io/hash.h"
 #include "io/json_error.h"
 #include "parallax/error.h"
+#include "text/python.h"
 #include "text/utf8.h"
 
 namespace parallax::text {
@@ -26,27 +26,6 @@ namespace fs = std::filesystem;
 
 bool is_json_lines(const fs::path& path) {
   return path.extension() == ".jsonl" || path.extension() == ".ndjson";
-}
-
-// What the command prints, without the end of the line; nothing if it fails.
-std::string output_of(const std::string& command) {
-  const std::unique_ptr<FILE, int (*)(FILE*)> pipe(::popen(command.c_str(), "r"), ::pclose);
-  std::string output;
-  std::array<char, 1024> buffer;
-  while (pipe && std::fgets(buffer.data(), buffer.size(), pipe.get()) != nullptr) {
-    output += buffer.data();
-  }
-  return output.substr(0, output.find('\n'));
-}
-
-fs::path python_library() {
-  for (const std::string python : {".venv/bin/python", "python3"}) {
-    const fs::path library = output_of(
-        python + " -c 'import sysconfig; print(sysconfig.get_paths()[\"stdlib\"])' 2>/dev/null");
-    std::error_code unknown;
-    if (!library.empty() && fs::is_directory(library, unknown)) return library;
-  }
-  PLX_FAIL("no Python to take the source files of: neither .venv/bin/python nor python3 runs");
 }
 
 // Folders of a Python library that hold tests, test data or other people's packages.
@@ -126,6 +105,7 @@ class TextCheck {
   bool looks_binary() const {
     return has_nul_ || num_invalid_ + unfinished_.size() > num_bytes_ / 10;
   }
+  bool is_utf8() const { return num_invalid_ == 0 && unfinished_.empty(); }
   uint64_t hash() const { return hash_.value(); }
 
  private:
@@ -177,7 +157,8 @@ void CorpusReader::add_folder(const fs::path& folder, bool python_only) {
       const std::string name = entry->path().filename().string();
       const bool skip = name[0] == '.' || (python_only && is_left_out_of_python(name));
       if (skip) entry.disable_recursion_pending();
-      if (skip || (python_only && entry->path().extension() != ".py")) continue;
+      if (skip || (python_only && entry->path().extension() != ".py") || !is_included(name))
+        continue;
       std::error_code unreadable;  // a link that leads nowhere, or to itself
       if (entry->is_regular_file(unreadable)) found.push_back(entry->path());
     }
@@ -185,11 +166,22 @@ void CorpusReader::add_folder(const fs::path& folder, bool python_only) {
     io::throw_system_error("read", error.path1().empty() ? folder : error.path1(),
                            error.code().value());
   }
+  std::string patterns;
+  for (const std::string& pattern : options_.include) {
+    patterns += (patterns.empty() ? " that match " : " or ") + pattern;
+  }
   PLX_CHECK(!found.empty(), folder.string(), ": no ", python_only ? ".py " : "",
-            "files in this folder");
+            "files in this folder", patterns);
   std::sort(found.begin(), found.end(),
             [](const fs::path& a, const fs::path& b) { return a.native() < b.native(); });
   for (fs::path& path : found) files_.push_back({std::move(path), false});
+}
+
+bool CorpusReader::is_included(const std::string& name) const {
+  return options_.include.empty() ||
+         std::ranges::any_of(options_.include, [&](const std::string& pattern) {
+           return ::fnmatch(pattern.c_str(), name.c_str(), 0) == 0;
+         });
 }
 
 std::optional<Document> CorpusReader::next() {
@@ -207,13 +199,17 @@ std::optional<Document> CorpusReader::next() {
     return document;
   }
   PLX_CHECK(counts_.num_documents > 0, "the corpus is empty: ", files_.size(), " files, ",
-            counts_.num_empty, " empty documents, ", counts_.not_text.size(),
-            " files that are not text");
+            counts_.num_empty, " empty documents, ",
+            counts_.not_text.size() + counts_.not_utf8.size(), " files that are not text");
   return std::nullopt;
 }
 
 bool CorpusReader::has_json_lines() const {
   return std::ranges::any_of(files_, [](const File& file) { return is_json_lines(file.path); });
+}
+
+bool CorpusReader::has_folders() const {
+  return std::ranges::any_of(files_, [](const File& file) { return !file.is_named; });
 }
 
 std::optional<Document> CorpusReader::read_next() {
@@ -249,6 +245,11 @@ std::optional<Document> CorpusReader::read_text(const File& file) {
     PLX_CHECK(!file.is_named, file.path.string(),
               ": not a text file: it holds NUL bytes or is mostly not UTF-8");
     counts_.not_text.push_back(file.path.string());
+    return std::nullopt;
+  }
+  if (options_.utf8_only && !check.is_utf8()) {
+    PLX_CHECK(!file.is_named, file.path.string(), ": not valid UTF-8, which is asked for");
+    counts_.not_utf8.push_back(file.path.string());
     return std::nullopt;
   }
   return Document{file.path.string(), std::move(text), check.hash()};

@@ -22,8 +22,13 @@ struct CorpusOptions {
   std::vector<std::filesystem::path> inputs = {};
   /// The field of a JSON object that holds the text.
   std::string field = "text";
-  /// Adds the .py files of the standard library of the Python found (.venv/bin/python, else
-  /// python3), without its tests and installed packages.
+  /// Patterns of the shell (fnmatch(3): * ? [a-z]). Of a folder's files only those are read whose
+  /// name, without its folder, matches one; all if there are none.
+  std::vector<std::string> include = {};
+  /// Text files with a byte outside valid UTF-8 are treated as files that are not text are.
+  bool utf8_only = false;
+  /// Adds the .py files of the standard library of the Python found (python.h), without its tests
+  /// and installed packages.
   bool python_sources = false;
   /// Files that are larger stay on disk: they are read once for hash and check, and again in parts
   /// as the text of their document is used.
@@ -41,13 +46,15 @@ struct CorpusCounts {
   int64_t num_duplicates = 0;         // same bytes as an earlier document: left out
   int64_t num_empty = 0;              // no bytes: left out
   std::vector<std::string> not_text;  // files found in folders and left out
+  std::vector<std::string> not_utf8;  // text files left out by CorpusOptions::utf8_only
 };
 
 /// Reads a corpus document by document. Memory: CorpusOptions::largest_in_memory or the largest
 /// JSON line (a pipe is read whole), and 8 bytes and a table entry per document to find duplicates.
 class CorpusReader {
  public:
-  /// Errors: nothing named, a path that does not exist, a folder without files, no Python.
+  /// Errors: nothing named, a path that does not exist, a folder without files (of those names), no
+  /// Python.
   explicit CorpusReader(CorpusOptions options);
 
   /// The next document, or nothing at the end. Errors: a file that is not text although it was
@@ -58,6 +65,8 @@ class CorpusReader {
   const CorpusCounts& counts() const { return counts_; }
   /// Whether any file is JSON lines, so that CorpusOptions::field matters.
   bool has_json_lines() const;
+  /// Whether a folder is read, so that CorpusOptions::include matters.
+  bool has_folders() const;
 
  private:
   struct File {
@@ -65,6 +74,7 @@ class CorpusReader {
     bool is_named;
   };
   void add_folder(const std::filesystem::path& folder, bool python_only);
+  bool is_included(const std::string& name) const;
   std::optional<Document> read_next();
   std::optional<Document> read_text(const File& file);
   std::optional<Document> read_line();

@@ -160,6 +160,16 @@ class BatchWriter {
   int64_t batch_bytes_ = 0, num_documents_ = 0, num_bytes_ = 0;
 };
 
+// Calls `take` with every document or part of one, and the split that it belongs to.
+template <typename Take>
+void divide(CorpusReader& reader, const PrepareOptions& options, Take&& take) {
+  Splitter splitter(options.validation_fraction, options.seed);
+  while (std::optional<Document> document = reader.next()) {
+    if (const auto item = splitter.add(std::move(*document))) take(*item);
+  }
+  for (const Splitter::Item& item : splitter.finish()) take(item);
+}
+
 }  // namespace
 
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
@@ -167,14 +177,27 @@ PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tok
   PLX_CHECK(options.num_threads >= 1, "at least 1 thread is needed, given ", options.num_threads);
   const int32_t end_token = find_end_token(options, tokenizer);
   check_output(options);
-  Splitter splitter(options.validation_fraction, options.seed);
   CorpusReader reader(options.corpus);
   BatchWriter writer(options, tokenizer, end_token, progress);
-  while (std::optional<Document> document = reader.next()) {
-    if (const auto item = splitter.add(std::move(*document))) writer.add(*item);
+  divide(reader, options, [&](const Splitter::Item& item) { writer.add(item); });
+  return {writer.commit(), reader.counts(), reader.has_json_lines(), reader.has_folders()};
+}
+
+void add_train_split(BpeLearner& learner, const PrepareOptions& options,
+                     const PrepareProgress& progress) {
+  check_output(options);
+  for (const fs::path& input : options.corpus.inputs) {
+    std::error_code unknown;
+    PLX_CHECK(!fs::exists(input, unknown) || fs::is_regular_file(input, unknown) ||
+                  fs::is_directory(input, unknown),
+              input.string(), ": neither a file nor a folder; it can be read once only, and a ",
+              "tokenizer that is learnt reads its text twice");
   }
-  for (const Splitter::Item& item : splitter.finish()) writer.add(item);
-  return {writer.commit(), reader.counts(), reader.has_json_lines()};
+  CorpusReader reader(options.corpus);
+  divide(reader, options, [&](const Splitter::Item& item) {
+    if (item.split == io::Split::kTrain) learner.add(item.text);
+    if (progress) progress(reader.counts().num_documents, reader.counts().num_text_bytes);
+  });
 }
 
 }  // namespace parallax::text

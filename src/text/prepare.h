@@ -8,6 +8,7 @@
 #include <string>
 
 #include "io/token_manifest.h"
+#include "text/bpe_learner.h"
 #include "text/corpus.h"
 #include "text/tokenizer.h"
 
@@ -28,6 +29,7 @@ struct PrepareResult {
   io::TokenManifest manifest;
   CorpusCounts counts;
   bool has_json_lines = false;  // whether the field option mattered
+  bool has_folders = false;     // whether the include option did
 };
 
 /// Called with the documents and bytes of text that are written so far.
@@ -43,5 +45,11 @@ using PrepareProgress = std::function<void(int64_t num_documents, int64_t num_by
 /// holds anything else than prepared tokens, or lies in a folder that is read.
 PrepareResult prepare_tokens(const PrepareOptions& options, const Tokenizer& tokenizer,
                              const PrepareProgress& progress = {});
+
+/// Gives the learner the documents of the train split that prepare_tokens() writes with the same
+/// options, so that nothing held out shapes the tokenizer. Errors: those of CorpusReader and of the
+/// output folder above; an input that is no file or folder (a pipe), as it will be read again.
+void add_train_split(BpeLearner& learner, const PrepareOptions& options,
+                     const PrepareProgress& progress = {});
 
 }  // namespace parallax::text

@@ -14,7 +14,7 @@ namespace {
 
 using nlohmann::json;
 
-std::unique_ptr<Tokenizer> parse_tokenizer(std::string contents) {
+std::unique_ptr<Tokenizer> tokenizer_of(std::string contents) {
   const json description = json::parse(contents);
   PLX_CHECK(description.is_object(), "the JSON is not an object");
   // The byte tokenizer's file is also a valid byte-level BPE file without merges; read as its own
@@ -48,15 +48,18 @@ std::string Tokenizer::fingerprint() const {
 
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path) {
   const auto file = std::filesystem::is_directory(path) ? path / "tokenizer.json" : path;
-  std::string contents = io::read_file(file);
+  return parse_tokenizer(io::read_file(file), file.string());
+}
+
+std::unique_ptr<Tokenizer> parse_tokenizer(std::string contents, const std::string& source) {
   try {
-    return parse_tokenizer(std::move(contents));
+    return tokenizer_of(std::move(contents));
   } catch (const json::parse_error& error) {
-    PLX_FAIL(file.string(), " is not JSON: ", io::plain_what(error));
+    PLX_FAIL(source, " is not JSON: ", io::plain_what(error));
   } catch (const json::exception& error) {
-    PLX_FAIL(file.string(), " is not a tokenizer.json: ", io::plain_what(error));
+    PLX_FAIL(source, " is not a tokenizer.json: ", io::plain_what(error));
   } catch (const Error& error) {
-    PLX_FAIL(file.string(), ": ", error.what());
+    PLX_FAIL(source, ": ", error.what());
   }
 }
 

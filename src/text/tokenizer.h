@@ -52,5 +52,7 @@ std::unique_ptr<Tokenizer> make_byte_tokenizer();
 /// reads what the byte tokenizer serialises. A feature that is not supported is an Error that names
 /// it.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& path);
+/// The same of the contents of a tokenizer.json; errors call it `source`.
+std::unique_ptr<Tokenizer> parse_tokenizer(std::string contents, const std::string& source);
 
 }  // namespace parallax::text

@@ -44,6 +44,38 @@ TEST(CorpusReader, FolderIsReadRecursivelyInPathOrderWithoutHiddenEntries) {
   EXPECT_EQ(read_all({.inputs = {folder.path()}}), (Texts{"2", "1", "3"}));
 }
 
+TEST(CorpusReader, OnlyIncludedNamesOfFoldersAreRead) {
+  const TempFolder folder;
+  folder.write("x/a.py", "1");
+  folder.write("x/b.pyi", "2");
+  folder.write("x/c.txt", "3");
+  folder.write("x/d.py/e.md", "4");
+  folder.write("x/f.pyc", "5");
+  const auto named = folder.write("named.txt", "6");
+  const CorpusOptions options{.inputs = {folder / "x", named}, .include = {"*.py", "[a-c].p?i"}};
+  EXPECT_EQ(read_all(options), (Texts{"1", "2", "6"}));
+  CorpusReader reader(options);
+  EXPECT_TRUE(reader.has_folders());
+  EXPECT_FALSE(CorpusReader({.inputs = {named}}).has_folders());
+  expect_error([&] { CorpusReader({.inputs = {folder / "x"}, .include = {"*.c", "*.h"}}); },
+               {"no files in this folder that match *.c or *.h"});
+}
+
+TEST(CorpusReader, TextsThatAreNotUtf8AreLeftOutWhereThatIsAskedFor) {
+  const TempFolder folder;
+  const std::string prose(100, 'x');
+  const auto latin1 = folder.write("x/latin1.txt", prose + "\xE9" + prose);
+  const auto cut = folder.write("x/cut.txt", prose + "\xE2\x82");
+  folder.write("x/utf8.txt", prose + "\xC3\xA9");
+  EXPECT_EQ(read_all({.inputs = {folder / "x"}}).size(), 3u);
+  CorpusReader reader({.inputs = {folder / "x"}, .utf8_only = true});
+  EXPECT_EQ(read_all(reader), (Texts{prose + "\xC3\xA9"}));
+  EXPECT_EQ(reader.counts().not_utf8, (Texts{cut.string(), latin1.string()}));
+  EXPECT_TRUE(reader.counts().not_text.empty());
+  expect_error([&] { read_all({.inputs = {latin1}, .utf8_only = true}); },
+               {latin1.string(), "not valid UTF-8"});
+}
+
 TEST(CorpusReader, InputsKeepTheirOrder) {
   const TempFolder folder;
   const auto b = folder.write("b.txt", "b"), a = folder.write("a.txt", "a");
