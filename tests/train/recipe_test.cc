@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "io/atomic_file.h"
+#include "nn/decoder.h"
 #include "parallax/error.h"
 
 namespace parallax::train {
@@ -281,11 +282,12 @@ TEST_F(RecipeTest, TheRecipesOfTheRepositoryLoadWithoutWarnings) {
     EXPECT_EQ(warnings(recipe), std::vector<std::string>{}) << entry.path();
     ++num_recipes;
   }
-  EXPECT_GE(num_recipes, 6);
+  EXPECT_GE(num_recipes, 10);
 }
 
 TEST_F(RecipeTest, TwinsDifferInTheMixerOnly) {
-  for (const std::string pair : {"demo_recall_@", "demo_text_@", "qwen3_0p6b_@_muon"}) {
+  for (const std::string pair :
+       {"demo_recall_@", "demo_text_@", "python_124m_@", "qwen3_0p6b_@_muon"}) {
     const auto twin = [&](const std::string& mixer) {
       auto name = pair;
       name.replace(name.find('@'), 1, mixer);
@@ -297,6 +299,17 @@ TEST_F(RecipeTest, TwinsDifferInTheMixerOnly) {
     };
     EXPECT_EQ(twin("softmax"), twin("parallax"));
   }
+}
+
+TEST_F(RecipeTest, ParametersOfTheTwinsAreThoseThatTheirFilesState) {
+  const auto count = [](const char* name) {
+    const Recipe recipe = load_recipe(fs::path(PLX_RECIPES_DIR) / name);
+    return nn::num_parameters(
+        *nn::Decoder(recipe.model.fields, nn::DecoderOptions{.device = torch::kMeta}));
+  };
+  EXPECT_EQ(count("python_124m_softmax.toml"), 125'851'392);
+  EXPECT_EQ(count("python_124m_parallax.toml"), 125'851'392 + 7'079'424);
+  EXPECT_EQ(count("python_124m_parallax_equal.toml"), 125'851'392 + 12 * 128);
 }
 
 }  // namespace
