@@ -8,13 +8,8 @@ matrices is timed beside each case: clocks and power decide what a card gives th
 """
 
 import argparse
-import json
-import os
-import platform
 import re
-import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import gpu_accuracy
@@ -25,13 +20,13 @@ from gpu_calls import (
     AbsentError,
     backend_of,
     make_peer,
-    one_line,
     ours,
     ours_for_inference,
     poisoned_memory,
 )
 from gpu_cases import Case, make_inputs, select_cases
 from gpu_reference import Rows, compare, not_finite, refusals, sample
+from gpu_run import append, describe_run, one_line
 from gpu_timing import TimingOptions, gemm_tflops, time_call, time_graph
 
 EPILOG = """\
@@ -82,43 +77,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def nvidia_smi(field: str, index: int) -> str:
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", f"--id={index}"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
-
-
 def version_of(module: str) -> str | None:
     found = sys.modules.get(module)
     return getattr(found, "__version__", None)
-
-
-def describe_run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:
-    """What every line of a result file says about where it comes from."""
-    about: dict[str, object] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": options.commit,
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        about |= {
-            "device": properties.name,
-            "num_multiprocessors": properties.multi_processor_count,
-            "driver": nvidia_smi("driver_version", device.index),
-            "power_limit": nvidia_smi("power.limit", device.index),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }
-    if options.small:
-        about["small"] = True
-    if os.environ.get("PLX_BACKEND"):
-        about["forced_backend"] = os.environ["PLX_BACKEND"]
-    return about
 
 
 class Benchmark:
@@ -310,12 +271,6 @@ def target_text(target: dict[str, object]) -> str:
         return f"{name}: not measured"
     state = "goal met" if target.get("goal_met") else "met" if target["met"] else "MISSED"
     return f"{name}: {target['value']:.4g} {state}"
-
-
-def append(path: Path | None, row: dict[str, object]) -> None:
-    if path is not None:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, separators=(",", ":")) + "\n")
 
 
 def selected_cases(options: argparse.Namespace) -> list[Case]:

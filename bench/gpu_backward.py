@@ -10,12 +10,12 @@ from gpu_calls import (
     Candidate,
     backend_of,
     make_peer,
-    one_line,
     ours_for_inference,
     poisoned_memory,
 )
 from gpu_cases import Case, Inputs, make_inputs
 from gpu_reference import not_finite, sequences_of, visible_keys
+from gpu_run import one_line
 from gpu_timing import TimingOptions, time_call
 from torch import Tensor
 

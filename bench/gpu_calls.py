@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from gpu_cases import Case, Inputs
+from gpu_run import one_line
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -144,12 +145,6 @@ def make_peer(name: str, case: Case, inputs: Inputs) -> tuple[Candidate, dict[st
             said = [one_line(x.message) for x in caught if issubclass(x.category, UserWarning)]
             raise AbsentError("; ".join([one_line(error), *said])[:400]) from error
     return candidate, results
-
-
-def one_line(error: object) -> str:
-    lines = str(error).strip().splitlines()
-    text = lines[0] if lines else ""
-    return f"{type(error).__name__}: {text}"[:200] if isinstance(error, Exception) else text[:200]
 
 
 @contextlib.contextmanager
