@@ -9,6 +9,7 @@ timed only if it has the loss and the gradient that plx has, from the same weigh
 
 import argparse
 import dataclasses
+import gc
 import re
 import sys
 import tempfile
@@ -157,8 +158,14 @@ class Benchmark:
         except Exception as error:  # out of memory, a compiler that fails: the others still count
             return row | {"wrong": [one_line(error)]}
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()  # plx is another process
+            self.free_memory()
+
+    def free_memory(self) -> None:
+        """Gives the peer's memory back, compiled code included: plx is another process."""
+        torch.compiler.reset()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def run_plx(self, case: Case, mixer: str) -> dict:
         start, steps = run_timed(self.plx, case, mixer, self.options.steps)

@@ -159,6 +159,16 @@ def test_what_cannot_run_is_said(tmp_path):
         assert "no CUDA device" in run().stderr
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_compiled_peer_passes_the_check(tmp_path):
+    output = tmp_path / "rows.jsonl"
+    result = run("--small", "--steps", 6, "--warm-up", 3, "--output", output)
+    assert result.returncode == 0, result.stdout + result.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["compute"] for row in rows] == 3 * ["bfloat16"]
+    assert all(row["peak_memory_bytes"] > 0 for row in rows)
+
+
 @pytest.mark.slow
 def test_a_compiled_step_is_that_of_the_plain_one(tmp_path):
     check = train_runs.run_check(plx_at(tmp_path), CASE)
