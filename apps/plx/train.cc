@@ -53,6 +53,9 @@ void print_summary(const train::Trainer& trainer, const train::RunSummary& summa
     if (evaluation->bits_per_byte) row("bits per byte") << *evaluation->bits_per_byte << '\n';
     if (evaluation->accuracy) row("accuracy") << *evaluation->accuracy << '\n';
   }
+  if (const auto share = summary.speed.find("model_flops_utilization");
+      share != summary.speed.end())
+    row("model FLOPs of peak") << 100 * share->get<double>() << " %\n";
   row("peak memory") << core::grouped(summary.peak_memory_bytes >> 20) << " MiB\n";
   row("checkpoint") << summary.checkpoint.string() << std::endl;
 }

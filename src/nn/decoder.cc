@@ -56,7 +56,9 @@ Tensor DecoderImpl::logits(const Tensor& hidden) { return torch::linear(hidden, 
 Tensor DecoderImpl::embed(const Tensor& tokens) const {
   PLX_CHECK(tokens.scalar_type() == torch::kInt64, "tokens must be int64, got ",
             tokens.scalar_type());
-  if (tokens.numel() > 0) {
+  // Reading ids back from another device would wait for all of its work; Torch's kernels assert
+  // there.
+  if (tokens.device().is_cpu() && tokens.numel() > 0) {
     const auto low = tokens.min().item<int64_t>(), high = tokens.max().item<int64_t>();
     PLX_CHECK(low >= 0 && high < config_.vocab_size, "token id ", low < 0 ? low : high,
               " is outside the model's vocabulary, 0 to ", config_.vocab_size - 1);

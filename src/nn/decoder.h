@@ -58,7 +58,8 @@ class DecoderImpl : public torch::nn::Module {
   explicit DecoderImpl(const ModelConfig& config, DecoderOptions options = {});
 
   /// Final-norm hidden states [B, T, C] of tokens int64 [B, T]; every sequence starts at position
-  /// 0.
+  /// 0. Ids out of range throw parallax::Error where the tokens are on a CPU; on a CUDA device they
+  /// are the caller's to check, as nothing here waits for the device.
   torch::Tensor hidden(const torch::Tensor& tokens_BT);
   /// The same for sequences of any lengths packed one after another: tokens int64 [N] and their
   /// boundaries cu_seqlens (int32 [B + 1], from 0 to N, not decreasing) -> [N, C]. No sequence sees

@@ -30,7 +30,8 @@ struct CrossEntropySum {
 /// logits exist: where a gradient is needed, each chunk's share of it is computed right away, so
 /// the logits are never computed twice. Logits and their gradient have autocast's dtype where it is
 /// on; the log-sum-exp, the sums over tokens and weight's gradient are float32.
-/// Throws parallax::Error on wrong shapes and on a target out of range.
+/// Throws parallax::Error on wrong shapes and, where targets are on a CPU, on one out of range; on
+/// a CUDA device they are the caller's to check, as nothing here waits for the device.
 CrossEntropySum chunked_cross_entropy(const torch::Tensor& hidden_NC,
                                       const torch::Tensor& weight_VC,
                                       const torch::Tensor& targets_N,

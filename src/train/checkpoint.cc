@@ -2,6 +2,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/checkpoint.h"
 
+#include <ATen/Context.h>
+#include <torch/cuda.h>
+
 #include <charconv>
 #include <cstdio>
 #include <cstring>
@@ -39,7 +42,17 @@ std::optional<int64_t> step_of(const std::string& name) {
   return step >= 0 && folder_name(step) == name ? std::optional(step) : std::nullopt;
 }
 
-at::Generator cpu_generator() { return at::globalContext().defaultGenerator(torch::kCPU); }
+/// Torch's generator of a device: of the current one where CUDA has several.
+at::Generator generator(torch::Device device) {
+  return at::globalContext().defaultGenerator(device);
+}
+
+/// The states of the generators that a model on `device` could draw from.
+std::map<std::string, torch::Tensor> random_states(torch::Device device) {
+  std::map<std::string, torch::Tensor> states = {{"cpu", generator(torch::kCPU).get_state()}};
+  if (device.is_cuda()) states["cuda"] = generator(device).get_state();
+  return states;
+}
 
 void point_latest_at(const fs::path& checkpoint) {
   const fs::path link = checkpoint.parent_path() / "latest";
@@ -141,7 +154,8 @@ fs::path CheckpointStore::save(const nn::Decoder& model, const optim::Optimizer&
   const fs::path training = folder.staging() / "training";
   fs::create_directory(training);
   optim::save_tensors(training / "optimizer.safetensors", optimizer_state);
-  optim::save_tensors(training / "random.safetensors", {{"cpu", cpu_generator().get_state()}});
+  optim::save_tensors(training / "random.safetensors",
+                      random_states(model->head_weight().device()));
   io::write_file(training / "recipe.json", state.recipe.dump(1) + "\n");
   const nlohmann::json json = {{"format_version", kFormatVersion},
                                {"step", state.step},
@@ -223,13 +237,18 @@ CheckpointContents load_checkpoint(const fs::path& checkpoint) {
   const fs::path training = checkpoint / "training";
   contents.optimizer = optim::load_tensors(training / "optimizer.safetensors");
   const auto random = optim::load_tensors(training / "random.safetensors");
-  const torch::Tensor now = cpu_generator().get_state();
-  const auto saved = random.find("cpu");
-  PLX_CHECK(saved != random.end() && saved->second.scalar_type() == now.scalar_type() &&
-                saved->second.sizes() == now.sizes(),
-            training.string(), "/random.safetensors must hold the state of Torch's generator, '",
-            "cpu': ", now.numel(), " bytes");
-  cpu_generator().set_state(saved->second);
+  const auto restore = [&](const char* name, torch::Device device) {
+    const torch::Tensor now = generator(device).get_state();
+    const auto saved = random.find(name);
+    PLX_CHECK(saved != random.end() && saved->second.scalar_type() == now.scalar_type() &&
+                  saved->second.sizes() == now.sizes(),
+              training.string(), "/random.safetensors must hold the state of Torch's generator, '",
+              name, "': ", now.numel(), " bytes");
+    generator(device).set_state(saved->second);
+  };
+  restore("cpu", torch::kCPU);
+  // A run may go on where there is another device than before.
+  if (random.contains("cuda") && torch::cuda::is_available()) restore("cuda", torch::kCUDA);
   return contents;
 }
 

@@ -70,7 +70,8 @@ class CheckpointStore {
   std::filesystem::path folder_;
 };
 
-/// Reads training/ of a checkpoint and sets Torch's global random state to what it was. The weights
+/// Reads training/ of a checkpoint and sets Torch's global random state to what it was, that of the
+/// current CUDA device too if it was saved and there is one. The weights
 /// are read by nn::load_pretrained. Throws if something is missing or damaged, or if any file of
 /// the checkpoint has other bytes than were saved.
 CheckpointContents load_checkpoint(const std::filesystem::path& checkpoint);

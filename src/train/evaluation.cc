@@ -21,8 +21,7 @@ EvaluationResult evaluate(nn::Decoder& model, DataSource& source,
   int64_t num_bytes = 0;
   for (int64_t done = 0; done < options.num_sequences; done += options.batch_size) {
     const Batch batch = source.next(std::min(options.batch_size, options.num_sequences - done));
-    score += parallax::evaluate::score_batch(
-        model, {batch.tokens_BT.to(device), batch.targets_BT.to(device)});
+    score += parallax::evaluate::score_batch(model, {batch.tokens_BT, batch.targets_BT});
     if (options.bytes_of_token.defined()) {
       const torch::Tensor counted =
           batch.targets_BT.masked_select(batch.targets_BT.ne(kIgnoreIndex));

@@ -69,6 +69,7 @@ struct TrainSection {
   double embedding_init_std = 0;
   int64_t seed = 1;
   std::string device = "auto";
+  bool deterministic = false;
 };
 
 /// [evaluation]
@@ -87,6 +88,7 @@ struct CheckpointSection {
 struct LoggingSection {
   int64_t every_steps = 1;
   std::string run;
+  double peak_tflops = 0;
 };
 
 struct Recipe {

@@ -96,6 +96,9 @@ void visit_train(Section& s, Visitor&& visit) {
         {.help = "auto: cuda where there is one and attention has kernels for it",
          .choices = {"auto", "cpu", "cuda"},
          .may_change = true});
+  visit("deterministic", s.deterministic,
+        {.help = "on CUDA: only kernels that repeat bit for bit; a CPU always does",
+         .may_change = true});
 }
 
 template <typename Section, typename Visitor>
@@ -123,6 +126,12 @@ void visit_logging(Section& s, Visitor&& visit) {
          .may_change = true});
   visit("run", s.run,
         {.help = "a name that the start line of metrics.jsonl carries", .may_change = true});
+  visit(
+      "peak_tflops", s.peak_tflops,
+      {.help = "what model_flops_utilization is a share of, TFLOP/s of one device; 0: the maker's "
+               "number, where the device is known",
+       .min = 0,
+       .may_change = true});
 }
 
 /// What a field of config.json means, where its name does not say it.

@@ -3,10 +3,10 @@
 #include "train/step.h"
 
 #include <ATen/autocast_mode.h>
-#include <torch/nn/utils/clip_grad.h>
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "nn/loss.h"
 #include "parallax/error.h"
@@ -14,12 +14,16 @@
 namespace parallax::train {
 namespace {
 
-/// The 2-norm of all gradients together.
-double gradient_norm(const nn::Decoder& model) {
-  std::vector<torch::Tensor> norms;
+std::vector<torch::Tensor> gradients(const nn::Decoder& model) {
+  std::vector<torch::Tensor> list;
   for (const auto& parameter : model->parameters())
-    if (parameter.grad().defined()) norms.push_back(parameter.grad().norm());
-  return torch::stack(norms).norm().item<double>();
+    if (parameter.grad().defined()) list.push_back(parameter.grad());
+  return list;
+}
+
+/// [number of tensors]: the 2-norm of each, in a few launches.
+torch::Tensor norms(const std::vector<torch::Tensor>& tensors) {
+  return torch::stack(at::_foreach_norm(tensors));
 }
 
 /// The name of the first parameter whose gradient has a NaN or infinity.
@@ -34,16 +38,54 @@ std::optional<std::string> first_bad_gradient(const nn::Decoder& model) {
 
 bool is_usable(double norm) { return norm <= kLargestNorm; }  // NaN is not
 
-}  // namespace
-
-bool has_fast_bfloat16(torch::Device device) {
-  if (!device.is_cpu()) return true;
-#if defined(__x86_64__)
-  return __builtin_cpu_supports("avx512bf16") != 0;
-#else
-  return false;
-#endif
+/// Torch's kernels check ids on a CPU only, and on a GPU the process would be lost.
+void check_ids(const Batch& batch, int64_t vocab_size) {
+  const torch::Tensor counted = batch.targets_BT.masked_fill(batch.targets_BT.eq(kIgnoreIndex), 0);
+  for (const auto& [name, ids] : {std::pair("token", batch.tokens_BT), {"target", counted}}) {
+    const auto [low_tensor, high_tensor] = ids.aminmax();
+    const auto low = low_tensor.item<int64_t>(), high = high_tensor.item<int64_t>();
+    PLX_CHECK(low >= 0 && high < vocab_size, name, " id ", low < 0 ? low : high,
+              " is outside the model's vocabulary, 0 to ", vocab_size - 1);
+  }
 }
+
+/// A copy on the device; to CUDA from pinned memory, so that nobody waits for it here.
+torch::Tensor copy_to(torch::Device device, const torch::Tensor& ids) {
+  return device.is_cuda() ? ids.pin_memory().to(device, /*non_blocking=*/true) : ids.to(device);
+}
+
+/// The sum of the losses, float64 on the device; the gradients of it over num_targets are added to
+/// the parameters'.
+torch::Tensor add_gradients(nn::Decoder& model, const Batch& batch, int64_t num_targets,
+                            const StepOptions& options) {
+  const torch::Device device = model->head_weight().device();
+  const AutocastScope autocast(device, options.compute);
+  const auto tokens = copy_to(device, batch.tokens_BT).split(options.micro_batch_size);
+  const auto targets = copy_to(device, batch.targets_BT).split(options.micro_batch_size);
+  torch::Tensor loss_sum = torch::zeros({}, torch::dtype(torch::kFloat64).device(device));
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const nn::CrossEntropySum loss =
+        nn::chunked_cross_entropy(model->hidden(tokens[i]).flatten(0, 1), model->head_weight(),
+                                  targets[i].flatten(), {.ignore_index = kIgnoreIndex});
+    // Divided by the whole batch's targets, the micro-batches' gradients add up to the mean's.
+    (loss.sum / static_cast<double>(num_targets)).backward();
+    loss_sum += loss.sum.detach();
+  }
+  return loss_sum;
+}
+
+/// What makes the step's numbers unusable, if anything does.
+std::optional<std::string> first_bad(const StepResult& result, const nn::Decoder& model,
+                                     double clip_norm) {
+  if (!std::isfinite(result.loss)) return "the loss";
+  if (!std::isfinite(result.grad_norm))
+    return first_bad_gradient(model).value_or("the norm of the gradient");
+  if (!is_usable(clip_norm > 0 ? std::min(result.grad_norm, clip_norm) : result.grad_norm))
+    return "the norm of the gradient";
+  return std::nullopt;
+}
+
+}  // namespace
 
 AutocastScope::AutocastScope(torch::Device device, torch::ScalarType compute)
     : device_(device.type()),
@@ -64,47 +106,36 @@ AutocastScope::~AutocastScope() {
 StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options) {
   model->train();
   model->zero_grad();
-  const torch::Device device = model->head_weight().device();
   const auto num_targets = batch.targets_BT.ne(kIgnoreIndex).sum().item<int64_t>();
   PLX_CHECK(num_targets > 0, "a batch without targets cannot be trained on");
+  check_ids(batch, model->config().vocab_size);
 
-  double loss_sum = 0;
-  const auto tokens = batch.tokens_BT.split(options.micro_batch_size);
-  const auto targets = batch.targets_BT.split(options.micro_batch_size);
-  {
-    const AutocastScope autocast(device, options.compute);
-    for (size_t i = 0; i < tokens.size(); ++i) {
-      const torch::Tensor hidden_BTC = model->hidden(tokens[i].to(device));
-      const nn::CrossEntropySum loss = nn::chunked_cross_entropy(
-          hidden_BTC.flatten(0, 1), model->head_weight(), targets[i].to(device).flatten(),
-          {.ignore_index = kIgnoreIndex});
-      // Divided by the whole batch's targets, the micro-batches' gradients add up to the mean's.
-      (loss.sum / static_cast<double>(num_targets)).backward();
-      loss_sum += loss.sum.item<double>();
-    }
-  }
+  std::vector<torch::Tensor> weights;
+  for (const auto& parameter : model->parameters()) weights.push_back(parameter.detach());
+  const torch::Tensor largest_weight_norm = norms(weights).max();
+  const torch::Tensor loss_sum = add_gradients(model, batch, num_targets, options);
+  auto grads = gradients(model);
+  // The one time that the device is waited for.
+  const torch::Tensor numbers = torch::stack({loss_sum, norms(grads).norm().to(torch::kFloat64),
+                                              largest_weight_norm.to(torch::kFloat64)})
+                                    .cpu();
 
   StepResult result;
-  result.loss = loss_sum / static_cast<double>(num_targets);
-  result.grad_norm = gradient_norm(model);
-  const bool clips = options.clip_norm > 0;
-  // Before clipping, which would spread one infinity over all gradients.
-  if (!std::isfinite(result.loss))
-    result.first_bad = "the loss";
-  else if (!std::isfinite(result.grad_norm))
-    result.first_bad = first_bad_gradient(model).value_or("the norm of the gradient");
-  else if (!is_usable(clips ? std::min(result.grad_norm, options.clip_norm) : result.grad_norm))
-    result.first_bad = "the norm of the gradient";
-  else if (clips)
-    torch::nn::utils::clip_grad_norm_(model->parameters(), options.clip_norm);
+  result.loss = numbers[0].item<double>() / static_cast<double>(num_targets);
+  result.grad_norm = numbers[1].item<double>();
+  result.largest_weight_norm = numbers[2].item<double>();
+  result.first_bad = first_bad(result, model, options.clip_norm);
+  // Not before the numbers are known to be good: one infinity would spread over all gradients.
+  if (options.clip_norm > 0 && !result.first_bad && result.grad_norm > options.clip_norm)
+    at::_foreach_mul_(grads, options.clip_norm / result.grad_norm);
   return result;
 }
 
 std::optional<std::string> first_weight_beyond(double limit, const nn::Decoder& model) {
   torch::NoGradGuard no_grad;
-  const auto norms = torch::stack(at::_foreach_norm(model->parameters())).to(torch::kFloat64).cpu();
-  if (norms.le(limit).all().item<bool>()) return std::nullopt;
-  const auto values = norms.accessor<double, 1>();
+  const torch::Tensor list = norms(model->parameters()).to(torch::kFloat64).cpu();
+  if (list.le(limit).all().item<bool>()) return std::nullopt;
+  const auto values = list.accessor<double, 1>();
   int64_t idx = 0;
   while (values[idx] <= limit) ++idx;
   return model->named_parameters()[static_cast<size_t>(idx)].key();

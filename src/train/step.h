@@ -34,14 +34,12 @@ struct StepOptions {
 struct StepResult {
   double loss = 0;       ///< mean over the batch's targets, nats
   double grad_norm = 0;  ///< before clipping
+  /// Of the parameters that the gradient is of; NaN if one has a NaN.
+  double largest_weight_norm = 0;
   /// What is NaN, infinite or beyond kLargestNorm, if anything: "the loss", or the first such
   /// gradient by its name, or the norm of all of them.
   std::optional<std::string> first_bad;
 };
-
-/// Whether bfloat16 products are faster than float32 ones on the device: it has instructions for
-/// them.
-bool has_fast_bfloat16(torch::Device device);
 
 /// Switches autocast to bfloat16 for its lifetime, on `device`, if compute is kBFloat16.
 class AutocastScope {
@@ -58,8 +56,9 @@ class AutocastScope {
 };
 
 /// Replaces the parameters' gradients by those of the mean loss over all targets of the batch, and
-/// clips them. The same batch in other micro-batches gives the same gradient up to rounding.
-/// Throws if the batch has no targets.
+/// clips them. The same batch in other micro-batches gives the same gradient up to rounding. The
+/// batch is on the CPU; the model's device is waited for once, when all is computed.
+/// Throws if the batch has no targets, or an id that the model does not have.
 StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options);
 
 /// The name of the first parameter whose norm is NaN, infinite or beyond `limit`.

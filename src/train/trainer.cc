@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/trainer.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
-#include <torch/cuda.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,6 +15,7 @@
 #include "nn/attention_op.h"
 #include "nn/checkpoint.h"
 #include "parallax/error.h"
+#include "train/device.h"
 #include "train/interrupt.h"
 
 namespace parallax::train {
@@ -27,18 +28,6 @@ constexpr const char* kMetricsFile = "metrics.jsonl";
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-torch::Device choose_device(const std::string& name) {
-  const bool has_cuda = torch::cuda::is_available();
-  PLX_CHECK(name != "cuda" || has_cuda, "train.device is cuda, and torch sees no CUDA device");
-  const bool is_wanted = name == "cuda" || (name == "auto" && nn::has_attention_on(torch::kCUDA));
-  return has_cuda && is_wanted ? torch::kCUDA : torch::kCPU;
-}
-
-torch::ScalarType choose_compute(const std::string& name, torch::Device device) {
-  const bool is_bfloat16 = name == "bfloat16" || (name == "auto" && has_fast_bfloat16(device));
-  return is_bfloat16 ? torch::kBFloat16 : torch::kFloat32;
 }
 
 const char* dtype_name(torch::ScalarType dtype) {
@@ -59,6 +48,8 @@ std::string text_of(const std::exception& error) {
   const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
   return from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
 }
+
+std::string first_line(const std::string& text) { return text.substr(0, text.find('\n')); }
 
 template <typename Lines>
 std::string joined(const Lines& lines, const char* separator) {
@@ -103,10 +94,12 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
       options_(std::move(options)),
       device_(choose_device(recipe_.train.device)),
       compute_(choose_compute(recipe_.train.compute, device_)),
+      device_name_(device_name(device_)),
       data_(open_task_data(recipe_)),
       schedule_(schedule_options(recipe_)),
       store_(options_.output),
       progress_(options_.show_progress) {
+  configure_torch(device_, recipe_.train.deterministic);
   const bool has_begun = prepare_output();
   const auto checkpoint = options_.resume ? store_.latest() : std::nullopt;
   if (checkpoint) {
@@ -173,6 +166,28 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   const auto options = optimizer_options(recipe_.optimizer);
   plan_ = optim::plan_parameters(named_parameters(model_), options);
   optimizer_ = optim::make_optimizer(plan_, options);
+  seconds_per_token_at_peak_ = least_seconds_per_token();
+}
+
+/// What one token would take if the device did nothing but the model's products, at its peak rate:
+/// the forward pass and twice as much for the backward pass. What is computed a second time, as by
+/// activation checkpointing, does not count.
+std::optional<double> Trainer::least_seconds_per_token() const {
+  const double given = recipe_.logging.peak_tflops * 1e12;
+  const auto peak = given > 0 ? given : peak_flops(device_name_, compute_);
+  if (!peak) return std::nullopt;
+  const int64_t num_tokens = recipe_.data.context_length;
+  return 3 * model_->flops(num_tokens) / static_cast<double>(num_tokens) / *peak;
+}
+
+/// {"tokens_per_second"} and, where the device's peak rate is known, {"model_flops_utilization"}.
+nlohmann::json Trainer::speed(int64_t num_tokens, double seconds) const {
+  if (seconds <= 0) return nlohmann::json::object();
+  const double tokens_per_second = static_cast<double>(num_tokens) / seconds;
+  nlohmann::json json = {{"tokens_per_second", tokens_per_second}};
+  if (seconds_per_token_at_peak_)
+    json["model_flops_utilization"] = tokens_per_second * *seconds_per_token_at_peak_;
+  return json;
 }
 
 void Trainer::resume_from(const fs::path& checkpoint) {
@@ -253,12 +268,14 @@ RunSummary Trainer::run() {
   summary_.state = state_;
   if (state_.step > first_step) summary_.last_loss = last_step_.loss;
   summary_.peak_memory_bytes = peak_memory_bytes(device_);
+  summary_.speed = speed(state_.num_tokens, state_.seconds);
   nlohmann::json line = {{"event", "end"},
                          {"step", state_.step},
                          {"tokens", state_.num_tokens},
                          {"seconds", state_.seconds},
                          {"finished", state_.step == num_steps},
                          {"peak_memory_bytes", summary_.peak_memory_bytes}};
+  line.update(summary_.speed);
   if (summary_.evaluation) line.update(to_json(*summary_.evaluation));
   record(line);
   return summary_;
@@ -279,6 +296,15 @@ template <typename Work>
 auto Trainer::or_rescue(const std::string& where, Work&& work) {
   try {
     return work();
+  } catch (const c10::OutOfMemoryError& error) {
+    const int64_t peak_mib = peak_memory_bytes(device_) >> 20;
+    // What the state is saved from; the step's gradients are lost anyway.
+    model_->zero_grad();
+    if (device_.is_cuda()) at::accelerator::emptyCache();
+    PLX_FAIL(where, ": out of memory on ", device_.str(), ", of which the run had taken ",
+             core::grouped(peak_mib), " MiB; train.micro_batch_size is ",
+             recipe_.micro_batch_size(), ", a smaller one or train.activation_checkpointing needs ",
+             "less (", first_line(text_of(error)), "); ", rescue());
   } catch (const std::exception& error) {
     PLX_FAIL(where, ": ", text_of(error), "; ", rescue());
   }
@@ -294,6 +320,8 @@ void Trainer::step() {
                                     .clip_norm = recipe_.train.clip_norm});
     return drawn;
   });
+  // Of the weights before this step: looked at here, since here the device is waited for anyway.
+  if (!(last_step_.largest_weight_norm <= kUnusualNorm)) guard_weights();
   if (last_step_.first_bad) {
     const std::string outcome = rescue();
     stop_on_bad(state_.step + 1, *last_step_.first_bad, outcome);
@@ -308,11 +336,10 @@ void Trainer::step() {
   interval_.loss_sum += last_step_.loss;
   interval_.num_steps += 1;
   interval_.num_tokens += batch.tokens_BT.numel();
-  guard_weights();
 }
 
-/// The step is done, and there is no copy of the state before it. So the state is saved once when a
-/// weight becomes unusually large, while no step can have made it bad yet.
+/// The last step is done, and there is no copy of the state before it. So the state is saved once
+/// when a weight becomes unusually large, while no step can have made it bad yet.
 void Trainer::guard_weights() {
   if (!first_weight_beyond(kUnusualNorm, model_)) return;
   if (const auto bad = first_weight_beyond(kLargestNorm, model_))
@@ -351,20 +378,22 @@ std::string Trainer::newest_checkpoint() const {
 }
 
 void Trainer::log_step() {
-  record({{"event", "train"},
-          {"step", state_.step},
-          {"tokens", state_.num_tokens},
-          {"loss", interval_.loss_sum / static_cast<double>(interval_.num_steps)},
-          {"lr", recipe_.optimizer.lr * schedule_.at(state_.step - 1).lr},
-          {"grad_norm", last_step_.grad_norm},
-          {"tokens_per_second", static_cast<double>(interval_.num_tokens) / interval_.seconds},
-          {"seconds", state_.seconds},
-          {"peak_memory_bytes", peak_memory_bytes(device_)}});
+  nlohmann::json line = {{"event", "train"},
+                         {"step", state_.step},
+                         {"tokens", state_.num_tokens},
+                         {"loss", interval_.loss_sum / static_cast<double>(interval_.num_steps)},
+                         {"lr", recipe_.optimizer.lr * schedule_.at(state_.step - 1).lr},
+                         {"grad_norm", last_step_.grad_norm},
+                         {"seconds", state_.seconds},
+                         {"peak_memory_bytes", peak_memory_bytes(device_)}};
+  line.update(speed(interval_.num_tokens, interval_.seconds));
+  record(line);
   interval_ = {};
 }
 
 void Trainer::evaluate_now() {
   if (!data_.validation || recipe_.evaluation.num_sequences == 0) return;
+  guard_weights();
   summary_.evaluation = or_rescue("evaluation after step " + std::to_string(state_.step), [&] {
     return evaluate(model_, *data_.validation,
                     {.num_sequences =
@@ -387,11 +416,14 @@ void Trainer::evaluate_now() {
 
 void Trainer::write_checkpoint() {
   if (saved_step_ == state_.step) return;
+  if (const auto bad = first_weight_beyond(kLargestNorm, model_))
+    PLX_FAIL(*bad, " is NaN, infinite or beyond ", kLargestNorm);
   summary_.checkpoint = store_.save(model_, *optimizer_, state_, data_.tokenizer.get());
   saved_step_ = state_.step;
 }
 
 void Trainer::save() {
+  guard_weights();
   try {
     write_checkpoint();
   } catch (const std::exception& error) {
@@ -413,6 +445,7 @@ nlohmann::json Trainer::start_line() const {
       {"compute", dtype_name(compute_)},
       {"device", device_.str()},
       {"threads", at::get_num_threads()}};
+  if (!device_name_.empty()) line["device_name"] = device_name_;
   if (!recipe_.logging.run.empty()) line["run"] = recipe_.logging.run;
   return line;
 }

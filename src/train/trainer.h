@@ -40,7 +40,11 @@ struct RunSummary {
   std::optional<double> last_loss;  ///< of the last step, nats; none if this call made no step
   std::optional<EvaluationResult> evaluation;
   std::filesystem::path checkpoint;  ///< empty if this call had nothing to do and saved nothing
+  /// The most memory held: of the device's allocator on CUDA, of the process on a CPU.
   int64_t peak_memory_bytes = 0;
+  /// Of all steps, those before a resumption too: "tokens_per_second" and, where the device's peak
+  /// rate is known, "model_flops_utilization", the share of it that the model's products are.
+  nlohmann::json speed;
 };
 
 class Trainer {
@@ -85,16 +89,20 @@ class Trainer {
   void evaluate_now();
   void write_checkpoint();
   void save();
+  std::optional<double> least_seconds_per_token() const;
+  nlohmann::json speed(int64_t num_tokens, double seconds) const;
   nlohmann::json start_line() const;
 
   Recipe recipe_;
   RunOptions options_;
   torch::Device device_;
   torch::ScalarType compute_;
+  std::string device_name_;
   TaskData data_;
   nn::Decoder model_{nullptr};
   std::vector<optim::ParameterPlan> plan_;
   std::unique_ptr<optim::Optimizer> optimizer_;
+  std::optional<double> seconds_per_token_at_peak_;
   optim::Schedule schedule_;
   CheckpointStore store_;
   io::Descriptor lock_;  // of the output folder

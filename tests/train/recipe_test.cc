@@ -115,10 +115,10 @@ TEST_F(RecipeTest, NamesLineAndNearestKeyOfAnUnknownOne) {
 }
 
 TEST_F(RecipeTest, AKeyThatIsNearNoneNamesWhatThereIs) {
-  EXPECT_EQ(
-      refusal("[logging]\nlr = 1\n"),
-      "recipe.toml:2: unknown key 'lr' in [logging]; the known ones are every_steps, run; there is "
-      "optimizer.lr");
+  EXPECT_EQ(refusal("[logging]\nlr = 1\n"),
+            "recipe.toml:2: unknown key 'lr' in [logging]; the known ones are every_steps, run, "
+            "peak_tflops; there is "
+            "optimizer.lr");
 }
 
 TEST_F(RecipeTest, NamesLineAndTypeOfAWrongValue) {

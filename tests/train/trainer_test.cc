@@ -171,8 +171,7 @@ TEST_F(TrainerTest, WeightsThatAreNotFiniteAreNeverSaved) {
         ->fill_(std::numeric_limits<float>::quiet_NaN());
   }
   const std::string message = message_of([&] { trainer->run(); });
-  EXPECT_NE(message.find("step 3: the loss is NaN, infinite or beyond"), std::string::npos)
-      << message;
+  EXPECT_EQ(message.find("step 2: model.norm.weight is NaN, infinite or beyond"), 0U) << message;
   EXPECT_NE(message.find("step_00000002"), std::string::npos) << message;
   trainer.reset();  // lets go of the folder
   resume("run");
@@ -232,6 +231,21 @@ TEST_F(TrainerTest, AStateToGoOnFromIsSavedBeforeWeightsRunAway) {
   EXPECT_EQ(message.find("step 3: "), 0U) << message;
   ASSERT_EQ(CheckpointStore(folder_ / "run").latest(), folder_ / "run/step_00000001");
   EXPECT_EQ(message_of([&] { resume("run", settings); }).find("step 3: "), 0U);
+}
+
+TEST_F(TrainerTest, MemoryThatRunsOutNamesTheMicroBatchAndTheStateIsSaved) {
+  Trainer trainer(recipe(), options("run"));
+  int num_calls = 0;
+  trainer.model()->named_parameters().find(kPoisoned)->register_hook(
+      [&](const torch::Tensor& gradient) {
+        TORCH_CHECK_WITH(OutOfMemoryError, ++num_calls < 4, "tried to allocate 1 PiB");
+        return gradient;
+      });
+  const std::string message = message_of([&] { trainer.run(); });
+  EXPECT_EQ(message.find("step 4: out of memory on cpu"), 0U) << message;
+  EXPECT_NE(message.find("train.micro_batch_size is 4"), std::string::npos) << message;
+  EXPECT_NE(message.find("tried to allocate 1 PiB"), std::string::npos) << message;
+  EXPECT_TRUE(fs::exists(folder_ / "run/step_00000003")) << message;
 }
 
 TEST_F(TrainerTest, ARescueDeletesNothing) {

@@ -12,6 +12,25 @@ namespace parallax::nn {
 
 using torch::Tensor;
 
+namespace {
+
+/// q [B, T, Hq, D], k and v [B, T, Hkv, D] -> [B, T, Hq, D]. Torch's kernels take the transposed
+/// views as they are and give an output of the same layout, so nothing is copied.
+Tensor causal_softmax(const Tensor& q, Tensor k, Tensor v) {
+  // On CUDA the only float32 kernel that keeps no T x T matrix wants a key head per query head.
+  if (const int64_t group = q.size(2) / k.size(2);
+      group > 1 && q.is_cuda() && q.scalar_type() == torch::kFloat32) {
+    k = k.repeat_interleave(group, 2);
+    v = v.repeat_interleave(group, 2);
+  }
+  return at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
+                                          /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                          /*scale=*/std::nullopt, /*enable_gqa=*/true)
+      .transpose(1, 2);
+}
+
+}  // namespace
+
 SoftmaxMixer::SoftmaxMixer(const MixerOptions& options) : config_(options.config) {
   const ModelConfig& config = config_;
   const int64_t q_size = config.num_attention_heads * config.head_dim;
@@ -63,10 +82,7 @@ Tensor SoftmaxMixer::forward(const Tensor& x, const RotaryTables& rope,
   if (r.defined()) {
     out = attention(q, r, k, v, {.window = config_.sliding_window, .cu_seqlens = cu_seqlens});
   } else {
-    out = at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2),
-                                           /*attn_mask=*/{}, /*dropout_p=*/0.0, /*is_causal=*/true,
-                                           /*scale=*/std::nullopt, /*enable_gqa=*/true)
-              .transpose(1, 2);
+    out = causal_softmax(q, k, v);
   }
   return o_proj_(out.flatten(-2));
 }
