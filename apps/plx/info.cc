@@ -18,6 +18,7 @@
 #include "machine.h"
 #include "parallax/backend.h"
 #include "parallax/version.h"
+#include "train/distributed.h"
 
 namespace parallax::plx {
 namespace {
@@ -124,7 +125,10 @@ ordered_json collect() {
                          {"instruction_sets", machine.instruction_sets},
                          {"memory_bytes", machine.memory_bytes},
                          {"available_memory_bytes", machine.available_memory_bytes}}},
-                       {"torch", {{"version", TORCH_VERSION}, {"threads", at::get_num_threads()}}}};
+                       {"torch",
+                        {{"version", TORCH_VERSION},
+                         {"threads", at::get_num_threads()},
+                         {"processes", train::describe_rank_backends()}}}};
   info["backends"] = ordered_json::array();
   for (const Backend* backend : backends()) info["backends"].push_back(describe(*backend));
   info["problems"] = find_problems();
@@ -203,7 +207,9 @@ void print_text(const ordered_json& info) {
   }
   std::cout << "\n  memory   " << std::fixed << std::setprecision(1)
             << machine["memory_bytes"].get<double>() / kGiB << " GiB, "
-            << machine["available_memory_bytes"].get<double>() / kGiB << " GiB available\n";
+            << machine["available_memory_bytes"].get<double>() / kGiB
+            << " GiB available\n\nprocesses that train together are joined by\n  "
+            << info["torch"]["processes"].get<std::string>() << '\n';
   for (const ordered_json& backend : info["backends"]) print_backend(backend);
   for (const ordered_json& problem : info["problems"]) {
     std::cout << "\nproblem: " << problem.get<std::string>() << '\n';
@@ -211,7 +217,7 @@ void print_text(const ordered_json& info) {
   std::cout << "\nenvironment\n";
   for (const ordered_json& variable : info["environment"]) {
     const auto value = variable["value"].get<std::string>();
-    std::cout << "  " << std::left << std::setw(17) << variable["name"].get<std::string>()
+    std::cout << "  " << std::left << std::setw(28) << variable["name"].get<std::string>()
               << (value.empty() ? "(not set)" : value) << "\n      "
               << variable["description"].get<std::string>() << '\n';
   }

@@ -1,27 +1,36 @@
 // plx train: one run of a recipe.
 // SPDX-License-Identifier: Apache-2.0
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <iomanip>
 #include <iostream>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "commands.h"
 #include "common.h"
 #include "core/grouped.h"
+#include "parallax/error.h"
+#include "train/device.h"
+#include "train/distributed.h"
+#include "train/launcher.h"
 #include "train/trainer.h"
 
 namespace parallax::plx {
 namespace {
 
+namespace fs = std::filesystem;
+
 struct TrainArguments {
   std::string recipe, output, data;
   std::vector<std::string> settings;
-  int64_t steps = 0, stop_at = 0;
+  int64_t steps = 0, stop_at = 0, processes = 1;
   bool resume = false, overwrite = false, quiet = false;
 };
 
@@ -31,6 +40,7 @@ Examples:
   plx train recipes/demo_text_parallax.toml --data runs/tokens --output runs/text
   plx train recipes/demo_text_parallax.toml --output runs/text --resume
   plx train recipes/demo_recall_softmax.toml --set optimizer.lr=0.01 --steps 50
+  plx train recipes/demo_text_softmax.toml --processes 2
 
 The output folder gets metrics.jsonl (one JSON object per line) and checkpoints, which are Hugging
 Face folders: `plx generate OUTPUT/latest` and `plx eval OUTPUT/latest` read them. Ctrl-C finishes
@@ -60,37 +70,91 @@ void print_summary(const train::Trainer& trainer, const train::RunSummary& summa
   row("checkpoint") << summary.checkpoint.string() << std::endl;
 }
 
-int run_train(const TrainArguments& arguments) {
-  auto settings = arguments.settings;
-  if (!arguments.data.empty()) settings.push_back("data.path=" + arguments.data);
-  if (arguments.steps > 0) settings.push_back("train.steps=" + std::to_string(arguments.steps));
-  const std::filesystem::path recipe_path = arguments.recipe;
-  const std::filesystem::path output = arguments.output.empty()
-                                           ? "runs" / recipe_path.stem()
-                                           : std::filesystem::path(arguments.output);
-  std::optional<std::filesystem::path> resumed;
-  if (arguments.resume) resumed = train::CheckpointStore(output).latest();
-  const train::Recipe recipe = train::load_recipe(recipe_path, settings, resumed);
-  for (const auto& warning : train::warnings(recipe))
-    std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
-  if (arguments.stop_at > recipe.train.steps)
-    std::cerr << "plx: warning: --stop-at " << arguments.stop_at
-              << " has no effect: train.steps is " << recipe.train.steps << '\n';
+/// Trains as one of the processes of a run; mostly the only one.
+int train_with(const std::shared_ptr<optim::Ranks>& ranks, const train::Recipe& recipe,
+               train::RunOptions options) {
+  options.ranks = ranks;
+  const fs::path output = options.output;
+  train::Trainer trainer(recipe, std::move(options));
+  if (ranks->is_first()) {
+    for (const auto& warning : trainer.warnings()) std::cerr << "plx: warning: " << warning << '\n';
+    for (const auto& line : trainer.description()) std::cout << line << '\n';
+    std::cout << "output     " << output.string() << "\n" << std::endl;
+  }
+  const train::RunSummary summary = trainer.run();
+  if (ranks->is_first()) print_summary(trainer, summary);
+  if (summary.signal == 0) return 0;
+  if (ranks->is_first())
+    std::cerr << "plx: stopped by " << (summary.signal == SIGINT ? "SIGINT" : "SIGTERM")
+              << " after step " << summary.state.step << ", which is saved; --resume continues\n";
+  return 128 + summary.signal;
+}
 
-  train::Trainer trainer(recipe, {.output = output,
+/// The same, where only the process that has something to say says it.
+int run_rank(const TrainArguments& arguments, const train::Recipe& recipe,
+             const train::RankPlace& place, const fs::path& output) {
+  const train::RunOptions options{.output = output,
                                   .resume = arguments.resume,
                                   .overwrite = arguments.overwrite,
                                   .stop_at = arguments.stop_at,
-                                  .show_progress = !arguments.quiet});
-  for (const auto& warning : trainer.warnings()) std::cerr << "plx: warning: " << warning << '\n';
-  for (const auto& line : trainer.description()) std::cout << line << '\n';
-  std::cout << "output     " << output.string() << "\n" << std::endl;
-  const train::RunSummary summary = trainer.run();
-  print_summary(trainer, summary);
-  if (summary.signal == 0) return 0;
-  std::cerr << "plx: stopped by " << (summary.signal == SIGINT ? "SIGINT" : "SIGTERM")
-            << " after step " << summary.state.step << ", which is saved; --resume continues\n";
-  return 128 + summary.signal;
+                                  .show_progress = !arguments.quiet,
+                                  .local_rank = place.local_rank};
+  try {
+    const auto device = train::choose_device(recipe.train.device, place.local_rank);
+    const std::chrono::seconds timeout(recipe.train.timeout_seconds);
+    return train_with(train::join_ranks(place, device, timeout), recipe, options);
+  } catch (const optim::OtherRankTells&) {
+    return 1;
+  } catch (const train::LostRank&) {
+    if (place.rank == 0) throw;
+    return 1;
+  } catch (const Error& error) {
+    if (place.size == 1) throw;
+    PLX_FAIL("rank ", place.rank, ": ", error.what());
+  }
+}
+
+/// This process's command line without --processes.
+std::vector<std::string> command_of_a_rank() {
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) {
+    if (word == "--processes")
+      std::getline(file, word, '\0');  // its number
+    else if (!word.starts_with("--processes="))
+      words.push_back(word);
+  }
+  PLX_CHECK(words.size() > 1, "cannot read this program's command line in /proc/self/cmdline");
+  words[0] = fs::read_symlink("/proc/self/exe").string();
+  return words;
+}
+
+int run_train(const TrainArguments& arguments) {
+  const train::RankPlace place = train::rank_place();
+  auto settings = arguments.settings;
+  if (!arguments.data.empty()) settings.push_back("data.path=" + arguments.data);
+  if (arguments.steps > 0) settings.push_back("train.steps=" + std::to_string(arguments.steps));
+  const fs::path recipe_path = arguments.recipe;
+  const fs::path output =
+      arguments.output.empty() ? "runs" / recipe_path.stem() : fs::path(arguments.output);
+  std::optional<fs::path> resumed;
+  if (arguments.resume) resumed = train::CheckpointStore(output).latest();
+  const train::Recipe recipe = train::load_recipe(recipe_path, settings, resumed);
+  const bool speaks = place.rank == 0 && arguments.processes == 1;
+  for (const auto& warning : speaks ? train::warnings(recipe) : std::vector<std::string>())
+    std::cerr << "plx: warning: " << recipe_path.string() << ": " << warning << '\n';
+  if (speaks && arguments.stop_at > recipe.train.steps)
+    std::cerr << "plx: warning: --stop-at " << arguments.stop_at
+              << " has no effect: train.steps is " << recipe.train.steps << '\n';
+
+  if (arguments.processes > 1) {
+    PLX_CHECK(place.size == 1, "--processes ", arguments.processes,
+              " starts processes of its own, and this one was started as one of ", place.size,
+              " (WORLD_SIZE): leave --processes out under torchrun");
+    return train::launch(
+        {.num_processes = static_cast<int>(arguments.processes), .command = command_of_a_rank()});
+  }
+  return run_rank(arguments, recipe, place, output);
 }
 
 }  // namespace
@@ -123,6 +187,12 @@ void add_train(CLI::App& app) {
                    "Save and stop after this step; the schedule stays that of all steps")
       ->type_name("N")
       ->check(whole_number(1));
+  command
+      ->add_option("--processes", arguments->processes,
+                   "Train with this many processes on this machine, each with its GPU where there "
+                   "are GPUs; together they train as one does")
+      ->type_name("N")
+      ->check(whole_number(1, 1024));
   auto* resume = command->add_flag("--resume", arguments->resume,
                                    "Continue from the newest checkpoint in the output folder, or "
                                    "start if there is none");

@@ -19,6 +19,18 @@ constexpr std::array kVariables = {
         Env::kNumThreads, "PLX_NUM_THREADS",
         "threads of the library's own pool and of all of plx, and how many of Torch's threads the "
         "Torch ops take at most; default: the cores this process may use (Torch: Torch's choice)"},
+    EnvVariable{Env::kRank, "RANK",
+                "set by torchrun: which of the processes that train one model this is, from 0"},
+    EnvVariable{Env::kWorldSize, "WORLD_SIZE", "set by torchrun: how many there are"},
+    EnvVariable{Env::kLocalRank, "LOCAL_RANK",
+                "set by torchrun: which of those on this machine this is; it takes that GPU"},
+    EnvVariable{Env::kMasterAddress, "MASTER_ADDR",
+                "set by torchrun: the machine where the processes find each other"},
+    EnvVariable{Env::kMasterPort, "MASTER_PORT", "set by torchrun: the TCP port there"},
+    EnvVariable{Env::kAgentStore, "TORCHELASTIC_USE_AGENT_STORE",
+                "set by torchrun: True where a launcher listens at that port, not process 0"},
+    EnvVariable{Env::kRestartCount, "TORCHELASTIC_RESTART_COUNT",
+                "set by torchrun: how often the processes were started again"},
 };
 
 constexpr bool rows_follow_the_enum() {

@@ -9,7 +9,19 @@
 namespace parallax::core {
 
 /// One row per variable; the order is that of env_variables().
-enum class Env { kBackend, kIsa, kLog, kNumThreads };
+enum class Env {
+  kBackend,
+  kIsa,
+  kLog,
+  kNumThreads,
+  kRank,
+  kWorldSize,
+  kLocalRank,
+  kMasterAddress,
+  kMasterPort,
+  kAgentStore,
+  kRestartCount
+};
 
 struct EnvVariable {
   Env id;

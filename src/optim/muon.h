@@ -3,10 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string_view>
 
 #include "optim/newton_schulz.h"
 #include "optim/optimizer.h"
+#include "optim/ranks.h"
 
 namespace parallax::optim {
 
@@ -41,19 +43,41 @@ struct MuonParameter {
 ///   M <- M + (1 - momentum)(G - M);   N = nesterov ? G + momentum (M - G) : M
 ///   P <- (1 - lr' weight_decay) P - lr' factor NewtonSchulz(N)
 /// State: "<name>.momentum", of the gradient's shape and dtype.
+/// Of several ranks, each has all gradients, buffers and parameters, but orthogonalises only its
+/// share of the matrices, about the same number of FLOPs for each, and sends the results to the
+/// others.
 class Muon : public Optimizer {
  public:
   /// Throws if a parameter is not 2-D, or its splits do not sum to its rows.
-  Muon(std::vector<MuonParameter> parameters, const MuonOptions& options);
+  Muon(std::vector<MuonParameter> parameters, const MuonOptions& options,
+       std::shared_ptr<Ranks> ranks = std::make_shared<Ranks>());
 
   void step(const StepScales& scales) override;
   std::map<std::string, torch::Tensor> state() const override;
   void load_state(const std::map<std::string, torch::Tensor>& state) override;
 
  private:
+  // A matrix whose orthogonal factor is on its way from the rank that computes it.
+  struct Update {
+    size_t parameter_idx = 0;
+    torch::Tensor orthogonal;
+    Ranks::Wait wait;
+  };
+  std::vector<Update> start_round(const std::vector<size_t>& round);
+  void finish_round(std::vector<Update>& updates, const StepScales& scales);
+  torch::Tensor orthogonalised(size_t parameter_idx) const;
+
   std::vector<MuonParameter> parameters_;
   std::vector<torch::Tensor> momentum_;  // zeros before the first step
   MuonOptions options_;
+  std::shared_ptr<Ranks> ranks_;
+  // Indices of parameters: at most one that each rank owns in a round.
+  std::vector<std::vector<size_t>> rounds_;
+  std::vector<int> owner_;
 };
+
+/// Which rank takes each job: the dearest job first, always to the rank with the least so far, the
+/// first of equals.
+std::vector<int> share_out(const std::vector<double>& costs, int num_ranks);
 
 }  // namespace parallax::optim

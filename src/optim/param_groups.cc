@@ -129,7 +129,8 @@ std::vector<ParameterPlan> plan_parameters(const NamedTensors& parameters,
 }
 
 std::unique_ptr<Optimizer> make_optimizer(const std::vector<ParameterPlan>& plan,
-                                          const OptimizerOptions& options) {
+                                          const OptimizerOptions& options,
+                                          const std::shared_ptr<Ranks>& ranks) {
   std::vector<MuonParameter> muon;
   std::vector<AdamWParameter> adamw;
   for (const auto& entry : plan) {
@@ -146,7 +147,7 @@ std::unique_ptr<Optimizer> make_optimizer(const std::vector<ParameterPlan>& plan
                        .weight_decay = entry.weight_decay});
   }
   std::vector<std::unique_ptr<Optimizer>> parts;
-  if (!muon.empty()) parts.push_back(std::make_unique<Muon>(std::move(muon), options.muon));
+  if (!muon.empty()) parts.push_back(std::make_unique<Muon>(std::move(muon), options.muon, ranks));
   if (!adamw.empty()) parts.push_back(std::make_unique<AdamW>(std::move(adamw), options.adamw));
   PLX_CHECK(!parts.empty(), "there are no parameters to train");
   return std::make_unique<CompositeOptimizer>(std::move(parts));

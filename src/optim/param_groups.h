@@ -2,6 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -60,9 +61,10 @@ struct ParameterPlan {
 std::vector<ParameterPlan> plan_parameters(const NamedTensors& parameters,
                                            const OptimizerOptions& options);
 
-/// Muon and AdamW over their shares of the plan, as one optimizer.
-std::unique_ptr<Optimizer> make_optimizer(const std::vector<ParameterPlan>& plan,
-                                          const OptimizerOptions& options);
+/// Muon and AdamW over their shares of the plan, as one optimizer; of several ranks, each has one.
+std::unique_ptr<Optimizer> make_optimizer(
+    const std::vector<ParameterPlan>& plan, const OptimizerOptions& options,
+    const std::shared_ptr<Ranks>& ranks = std::make_shared<Ranks>());
 
 /// Lines such as "muon   hidden     14 tensors  1,769,472 parameters  lr 0.02  decay 0.1".
 std::vector<std::string> describe(const std::vector<ParameterPlan>& plan);

@@ -17,17 +17,25 @@ EvaluationResult evaluate(nn::Decoder& model, DataSource& source,
   const torch::Device device = model->head_weight().device();
   const AutocastScope autocast(device, options.compute);
   source.reset();
-  parallax::evaluate::Score score;
-  int64_t num_bytes = 0;
+  parallax::evaluate::Score own;
+  int64_t num_own_bytes = 0, batch_idx = 0;
   for (int64_t done = 0; done < options.num_sequences; done += options.batch_size) {
     const Batch batch = source.next(std::min(options.batch_size, options.num_sequences - done));
-    score += parallax::evaluate::score_batch(model, {batch.tokens_BT, batch.targets_BT});
+    if (batch_idx++ % options.ranks->size() != options.ranks->rank()) continue;
+    own += parallax::evaluate::score_batch(model, {batch.tokens_BT, batch.targets_BT});
     if (options.bytes_of_token.defined()) {
       const torch::Tensor counted =
           batch.targets_BT.masked_select(batch.targets_BT.ne(kIgnoreIndex));
-      num_bytes += options.bytes_of_token.index_select(0, counted).sum().item<int64_t>();
+      num_own_bytes += options.bytes_of_token.index_select(0, counted).sum().item<int64_t>();
     }
   }
+  const auto sums = options.ranks->sum({own.sum_nats, static_cast<double>(own.num_targets),
+                                        static_cast<double>(own.num_correct),
+                                        static_cast<double>(num_own_bytes)});
+  const parallax::evaluate::Score score{.sum_nats = sums[0],
+                                        .num_targets = std::llround(sums[1]),
+                                        .num_correct = std::llround(sums[2])};
+  const int64_t num_bytes = std::llround(sums[3]);
   PLX_CHECK(score.num_targets > 0, "the validation data has no targets");
   EvaluationResult result{
       .loss = score.loss(), .num_targets = score.num_targets, .bits_per_byte = {}, .accuracy = {}};

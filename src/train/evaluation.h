@@ -5,10 +5,12 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 
 #include "nn/decoder.h"
+#include "optim/ranks.h"
 #include "train/data_source.h"
 
 namespace parallax::train {
@@ -21,6 +23,8 @@ struct EvaluationOptions {
   bool with_accuracy = false;
   /// int64 [V], the bytes each token stands for; undefined when tokens are no text.
   torch::Tensor bytes_of_token{};
+  /// Each scores its share of the batches.
+  std::shared_ptr<optim::Ranks> ranks = std::make_shared<optim::Ranks>();
 };
 
 struct EvaluationResult {
@@ -29,7 +33,8 @@ struct EvaluationResult {
   std::optional<double> bits_per_byte, accuracy;
 };
 
-/// Scores the first num_sequences of `source`, which is reset before.
+/// Scores the first num_sequences of `source`, which is reset before. The same result on every
+/// rank.
 EvaluationResult evaluate(nn::Decoder& model, DataSource& source, const EvaluationOptions& options);
 
 /// {"validation_loss", "validation_perplexity"} and, where known, {"bits_per_byte", "accuracy"}.

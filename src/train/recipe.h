@@ -70,6 +70,7 @@ struct TrainSection {
   int64_t seed = 1;
   std::string device = "auto";
   bool deterministic = false;
+  int64_t timeout_seconds = 600;
 };
 
 /// [evaluation]

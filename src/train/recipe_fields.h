@@ -99,6 +99,11 @@ void visit_train(Section& s, Visitor&& visit) {
   visit("deterministic", s.deterministic,
         {.help = "on CUDA: only kernels that repeat bit for bit; a CPU always does",
          .may_change = true});
+  visit("timeout_seconds", s.timeout_seconds,
+        {.help = "how long one of several processes waits for another before the run ends",
+         .min = 1,
+         .max = 1e6,
+         .may_change = true});
 }
 
 template <typename Section, typename Visitor>

@@ -54,26 +54,6 @@ torch::Tensor copy_to(torch::Device device, const torch::Tensor& ids) {
   return device.is_cuda() ? ids.pin_memory().to(device, /*non_blocking=*/true) : ids.to(device);
 }
 
-/// The sum of the losses, float64 on the device; the gradients of it over num_targets are added to
-/// the parameters'.
-torch::Tensor add_gradients(nn::Decoder& model, const Batch& batch, int64_t num_targets,
-                            const StepOptions& options) {
-  const torch::Device device = model->head_weight().device();
-  const AutocastScope autocast(device, options.compute);
-  const auto tokens = copy_to(device, batch.tokens_BT).split(options.micro_batch_size);
-  const auto targets = copy_to(device, batch.targets_BT).split(options.micro_batch_size);
-  torch::Tensor loss_sum = torch::zeros({}, torch::dtype(torch::kFloat64).device(device));
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    const nn::CrossEntropySum loss =
-        nn::chunked_cross_entropy(model->hidden(tokens[i]).flatten(0, 1), model->head_weight(),
-                                  targets[i].flatten(), {.ignore_index = kIgnoreIndex});
-    // Divided by the whole batch's targets, the micro-batches' gradients add up to the mean's.
-    (loss.sum / static_cast<double>(num_targets)).backward();
-    loss_sum += loss.sum.detach();
-  }
-  return loss_sum;
-}
-
 /// What makes the step's numbers unusable, if anything does.
 std::optional<std::string> first_bad(const StepResult& result, const nn::Decoder& model,
                                      double clip_norm) {
@@ -103,31 +83,65 @@ AutocastScope::~AutocastScope() {
   at::autocast::set_autocast_dtype(device_, outer_dtype_);
 }
 
-StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options) {
-  model->train();
-  model->zero_grad();
+StepGradients::StepGradients(nn::Decoder model, const StepOptions& options,
+                             std::shared_ptr<optim::Ranks> ranks)
+    : model_(std::move(model)),
+      options_(options),
+      ranks_(std::move(ranks)),
+      buckets_(model_->parameters(), ranks_) {}
+
+/// The sum of this rank's losses, float64 on the device; the gradients of it over num_targets are
+/// added to the parameters' and then up over the ranks.
+torch::Tensor StepGradients::add_gradients(const Batch& batch, int64_t num_targets) {
+  const torch::Device device = model_->head_weight().device();
+  const AutocastScope autocast(device, options_.compute);
+  const int64_t num_rows = batch.tokens_BT.size(0) / ranks_->size();
+  const auto micro_batches = [&](const torch::Tensor& ids_BT) {
+    return copy_to(device, ids_BT.narrow(0, ranks_->rank() * num_rows, num_rows))
+        .split(options_.micro_batch_size);
+  };
+  const auto tokens = micro_batches(batch.tokens_BT), targets = micro_batches(batch.targets_BT);
+  torch::Tensor loss_sum = torch::zeros({}, torch::dtype(torch::kFloat64).device(device));
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    const nn::CrossEntropySum loss =
+        nn::chunked_cross_entropy(model_->hidden(tokens[i]).flatten(0, 1), model_->head_weight(),
+                                  targets[i].flatten(), {.ignore_index = kIgnoreIndex});
+    if (i + 1 == tokens.size()) buckets_.sum_with_next_backward();
+    // Divided by the whole batch's targets, the micro-batches' gradients add up to the mean's.
+    (loss.sum / static_cast<double>(num_targets)).backward();
+    loss_sum += loss.sum.detach();
+  }
+  buckets_.finish();
+  return loss_sum;
+}
+
+StepResult StepGradients::compute(const Batch& batch) {
+  model_->train();
+  buckets_.reset();
   const auto num_targets = batch.targets_BT.ne(kIgnoreIndex).sum().item<int64_t>();
   PLX_CHECK(num_targets > 0, "a batch without targets cannot be trained on");
-  check_ids(batch, model->config().vocab_size);
+  PLX_CHECK(batch.tokens_BT.size(0) % ranks_->size() == 0, "a batch of ", batch.tokens_BT.size(0),
+            " sequences cannot be shared equally by ", ranks_->size(), " ranks");
+  check_ids(batch, model_->config().vocab_size);
 
   std::vector<torch::Tensor> weights;
-  for (const auto& parameter : model->parameters()) weights.push_back(parameter.detach());
+  for (const auto& parameter : model_->parameters()) weights.push_back(parameter.detach());
   const torch::Tensor largest_weight_norm = norms(weights).max();
-  const torch::Tensor loss_sum = add_gradients(model, batch, num_targets, options);
-  auto grads = gradients(model);
+  const torch::Tensor loss_sum = add_gradients(batch, num_targets);
+  auto grads = gradients(model_);
   // The one time that the device is waited for.
   const torch::Tensor numbers = torch::stack({loss_sum, norms(grads).norm().to(torch::kFloat64),
                                               largest_weight_norm.to(torch::kFloat64)})
                                     .cpu();
 
   StepResult result;
-  result.loss = numbers[0].item<double>() / static_cast<double>(num_targets);
+  result.loss = ranks_->sum({numbers[0].item<double>()})[0] / static_cast<double>(num_targets);
   result.grad_norm = numbers[1].item<double>();
   result.largest_weight_norm = numbers[2].item<double>();
-  result.first_bad = first_bad(result, model, options.clip_norm);
+  result.first_bad = first_bad(result, model_, options_.clip_norm);
   // Not before the numbers are known to be good: one infinity would spread over all gradients.
-  if (options.clip_norm > 0 && !result.first_bad && result.grad_norm > options.clip_norm)
-    at::_foreach_mul_(grads, options.clip_norm / result.grad_norm);
+  if (options_.clip_norm > 0 && !result.first_bad && result.grad_norm > options_.clip_norm)
+    at::_foreach_mul_(grads, options_.clip_norm / result.grad_norm);
   return result;
 }
 

@@ -5,11 +5,14 @@
 #include <torch/types.h>
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 
 #include "nn/decoder.h"
+#include "optim/ranks.h"
 #include "train/data_source.h"
+#include "train/gradient_buckets.h"
 
 namespace parallax::train {
 
@@ -24,6 +27,7 @@ inline constexpr double kLargestNorm = 1e15;
 inline constexpr double kUnusualNorm = 1e5;
 
 struct StepOptions {
+  /// Sequences of one forward pass on a rank.
   int64_t micro_batch_size = 1;
   /// kFloat32, or kBFloat16 by autocast; parameters and their gradients are float32 either way.
   torch::ScalarType compute = torch::kFloat32;
@@ -55,11 +59,28 @@ class AutocastScope {
   torch::ScalarType outer_dtype_;
 };
 
-/// Replaces the parameters' gradients by those of the mean loss over all targets of the batch, and
-/// clips them. The same batch in other micro-batches gives the same gradient up to rounding. The
-/// batch is on the CPU; the model's device is waited for once, when all is computed.
-/// Throws if the batch has no targets, or an id that the model does not have.
-StepResult compute_gradients(nn::Decoder& model, const Batch& batch, const StepOptions& options);
+/// Computes gradients for the optimizer, on one rank of several: each takes its share of a batch.
+class StepGradients {
+ public:
+  StepGradients(nn::Decoder model, const StepOptions& options,
+                std::shared_ptr<optim::Ranks> ranks = std::make_shared<optim::Ranks>());
+
+  /// Replaces the parameters' gradients by those of the mean loss over all targets of the batch,
+  /// the same on every rank, and clips them. The same batch in other micro-batches or on another
+  /// number of ranks gives the same gradient up to rounding. The batch is on the CPU, all of it on
+  /// every rank; the model's device is waited for once, when all is computed.
+  /// Throws if the batch has no targets, an id that the model does not have, or a number of
+  /// sequences that the ranks cannot share equally.
+  StepResult compute(const Batch& batch);
+
+ private:
+  torch::Tensor add_gradients(const Batch& batch, int64_t num_targets);
+
+  nn::Decoder model_;
+  StepOptions options_;
+  std::shared_ptr<optim::Ranks> ranks_;
+  GradientBuckets buckets_;
+};
 
 /// The name of the first parameter whose norm is NaN, infinite or beyond `limit`.
 std::optional<std::string> first_weight_beyond(double limit, const nn::Decoder& model);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <sstream>
 #include <utility>
 
@@ -16,6 +17,7 @@
 #include "nn/checkpoint.h"
 #include "parallax/error.h"
 #include "train/device.h"
+#include "train/distributed.h"
 #include "train/interrupt.h"
 
 namespace parallax::train {
@@ -92,15 +94,19 @@ bool has_decay(const ScheduleSection& schedule) {
 Trainer::Trainer(Recipe recipe, RunOptions options)
     : recipe_(std::move(recipe)),
       options_(std::move(options)),
-      device_(choose_device(recipe_.train.device)),
+      device_(choose_device(recipe_.train.device, options_.local_rank)),
       compute_(choose_compute(recipe_.train.compute, device_)),
       device_name_(device_name(device_)),
       data_(open_task_data(recipe_)),
       schedule_(schedule_options(recipe_)),
       store_(options_.output),
-      progress_(options_.show_progress) {
+      progress_(options_.show_progress && options_.ranks->is_first()) {
   configure_torch(device_, recipe_.train.deterministic);
-  const bool has_begun = prepare_output();
+  bool has_begun = false;
+  options_.ranks->first_does([&] {
+    check_shares();
+    has_begun = prepare_output();
+  });
   const auto checkpoint = options_.resume ? store_.latest() : std::nullopt;
   if (checkpoint) {
     resume_from(*checkpoint);
@@ -112,11 +118,27 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
                           " has no checkpoint: the run starts again at its first step");
   }
   state_.recipe = to_json(recipe_);
-  store_.check_space(model_, *optimizer_, replaces_run() ? store_.num_bytes() : 0);
   warn_of_no_effect();
-  metrics_.emplace(options_.output / kMetricsFile, checkpoint ? state_.step : -1);
-  // Last, so that a run that cannot start deletes no checkpoint of the older one.
-  if (replaces_run()) store_.clear();
+  options_.ranks->first_does([&] {
+    store_.check_space(model_, *optimizer_, replaces_run() ? store_.num_bytes() : 0);
+    metrics_.emplace(options_.output / kMetricsFile, checkpoint ? state_.step : -1);
+    // Last, so that a run that cannot start deletes no checkpoint of the older one.
+    if (replaces_run()) store_.clear();
+  });
+}
+
+int64_t Trainer::micro_batch_size() const {
+  const int64_t share = recipe_.train.batch_size / options_.ranks->size();
+  return recipe_.train.micro_batch_size == 0 ? share
+                                             : std::min(share, recipe_.train.micro_batch_size);
+}
+
+/// Fails unless each rank gets as many sequences as the others.
+void Trainer::check_shares() const {
+  const int64_t size = options_.ranks->size(), batch_size = recipe_.train.batch_size;
+  PLX_CHECK(batch_size % size == 0, "train.batch_size is ", batch_size, ", the sequences of all ",
+            size, " processes together; it must be a multiple of ", size,
+            ", so that each has as many");
 }
 
 /// Locks the output folder and returns whether a run has begun there that this one continues or
@@ -160,16 +182,24 @@ void Trainer::build_model(const std::optional<fs::path>& checkpoint) {
   }
   // Master weights are float32 whatever the checkpoint was stored in.
   model_->to(device_, torch::kFloat32);
+  // Ranks on other kinds of CPU may have drawn weights that differ in rounding.
+  for (const auto& parameter : model_->parameters())
+    options_.ranks->start_broadcast(parameter, 0)();
   model_->set_activation_checkpointing(recipe_.train.activation_checkpointing);
   if (const auto bad = first_weight_beyond(kLargestNorm, model_))
     PLX_FAIL("the run cannot start: ", *bad, " is NaN, infinite or beyond ", kLargestNorm);
   const auto options = optimizer_options(recipe_.optimizer);
   plan_ = optim::plan_parameters(named_parameters(model_), options);
-  optimizer_ = optim::make_optimizer(plan_, options);
+  optimizer_ = optim::make_optimizer(plan_, options, options_.ranks);
+  gradients_.emplace(model_,
+                     StepOptions{.micro_batch_size = micro_batch_size(),
+                                 .compute = compute_,
+                                 .clip_norm = recipe_.train.clip_norm},
+                     options_.ranks);
   seconds_per_token_at_peak_ = least_seconds_per_token();
 }
 
-/// What one token would take if the device did nothing but the model's products, at its peak rate:
+/// What one token would take if the devices did nothing but the model's products, at its peak rate:
 /// the forward pass and twice as much for the backward pass. What is computed a second time, as by
 /// activation checkpointing, does not count.
 std::optional<double> Trainer::least_seconds_per_token() const {
@@ -177,7 +207,8 @@ std::optional<double> Trainer::least_seconds_per_token() const {
   const auto peak = given > 0 ? given : peak_flops(device_name_, compute_);
   if (!peak) return std::nullopt;
   const int64_t num_tokens = recipe_.data.context_length;
-  return 3 * model_->flops(num_tokens) / static_cast<double>(num_tokens) / *peak;
+  return 3 * model_->flops(num_tokens) / static_cast<double>(num_tokens) /
+         (*peak * options_.ranks->size());
 }
 
 /// {"tokens_per_second"} and, where the device's peak rate is known, {"model_flops_utilization"}.
@@ -240,14 +271,16 @@ void Trainer::warn_of_reshaped_schedule(const nlohmann::json& saved_recipe) {
 
 RunSummary Trainer::run() {
   const InterruptScope interrupt;
+  int signal = 0;
   const int64_t num_steps = recipe_.train.steps;
   const int64_t last_step =
       options_.stop_at > 0 ? std::min(options_.stop_at, num_steps) : num_steps;
   const int64_t first_step = state_.step;
   const auto start = Clock::now();
-  has_ended_before_ = state_.step >= last_step && metrics_->ends_at(state_.step, num_steps);
+  has_ended_before_ =
+      state_.step >= last_step && metrics_ && metrics_->ends_at(state_.step, num_steps);
   record(start_line());
-  while (state_.step < last_step && InterruptScope::received() == 0) {
+  while (state_.step < last_step && (signal = agreed_signal()) == 0) {
     step();
     const double seconds_per_step =
         seconds_since(start) / static_cast<double>(state_.step - first_step);
@@ -262,7 +295,7 @@ RunSummary Trainer::run() {
       evaluate_now();
     if (is_due(state_.step, recipe_.checkpoint.every_steps)) save();
   }
-  summary_.signal = state_.step < last_step ? InterruptScope::received() : 0;
+  summary_.signal = signal;
   if (state_.step == num_steps) evaluate_now();
   save();
   summary_.state = state_;
@@ -281,9 +314,17 @@ RunSummary Trainer::run() {
   return summary_;
 }
 
+/// The signal that any rank has received; the same on all, 0 for none.
+int Trainer::agreed_signal() {
+  const int received = InterruptScope::received();
+  const auto counts =
+      options_.ranks->sum({received == SIGINT ? 1.0 : 0, received == SIGTERM ? 1.0 : 0});
+  return counts[0] > 0 ? SIGINT : counts[1] > 0 ? SIGTERM : 0;
+}
+
 /// Appends a line to the metrics, but none of a call that only comes to an end recorded before.
 void Trainer::record(const nlohmann::json& line) {
-  if (has_ended_before_) return;
+  if (has_ended_before_ || !metrics_) return;
   try {
     metrics_->write(line);
   } catch (const std::exception& error) {
@@ -296,15 +337,18 @@ template <typename Work>
 auto Trainer::or_rescue(const std::string& where, Work&& work) {
   try {
     return work();
+  } catch (const LostRank& error) {
+    throw LostRank(where + ": " + error.what() + "; " + rescue());
   } catch (const c10::OutOfMemoryError& error) {
     const int64_t peak_mib = peak_memory_bytes(device_) >> 20;
-    // What the state is saved from; the step's gradients are lost anyway.
+    // Room to save from; the step's gradients are lost anyway.
+    gradients_.reset();
     model_->zero_grad();
     if (device_.is_cuda()) at::accelerator::emptyCache();
     PLX_FAIL(where, ": out of memory on ", device_.str(), ", of which the run had taken ",
-             core::grouped(peak_mib), " MiB; train.micro_batch_size is ",
-             recipe_.micro_batch_size(), ", a smaller one or train.activation_checkpointing needs ",
-             "less (", first_line(text_of(error)), "); ", rescue());
+             core::grouped(peak_mib), " MiB; train.micro_batch_size is ", micro_batch_size(),
+             ", a smaller one or train.activation_checkpointing needs ", "less (",
+             first_line(text_of(error)), "); ", rescue());
   } catch (const std::exception& error) {
     PLX_FAIL(where, ": ", text_of(error), "; ", rescue());
   }
@@ -314,10 +358,7 @@ void Trainer::step() {
   const auto start = Clock::now();
   const Batch batch = or_rescue("step " + std::to_string(state_.step + 1), [&] {
     Batch drawn = data_.train->next(recipe_.train.batch_size);
-    last_step_ = compute_gradients(model_, drawn,
-                                   {.micro_batch_size = recipe_.micro_batch_size(),
-                                    .compute = compute_,
-                                    .clip_norm = recipe_.train.clip_norm});
+    last_step_ = gradients_->compute(drawn);
     return drawn;
   });
   // Of the weights before this step: looked at here, since here the device is waited for anyway.
@@ -326,7 +367,7 @@ void Trainer::step() {
     const std::string outcome = rescue();
     stop_on_bad(state_.step + 1, *last_step_.first_bad, outcome);
   }
-  optimizer_->step(schedule_.at(state_.step));
+  take_step();
   state_.step += 1;
   state_.num_tokens += batch.tokens_BT.numel();
   state_.data = data_.train->state();
@@ -336,6 +377,17 @@ void Trainer::step() {
   interval_.loss_sum += last_step_.loss;
   interval_.num_steps += 1;
   interval_.num_tokens += batch.tokens_BT.numel();
+}
+
+/// Where a rank is lost in the middle of it, some weights have moved and others not.
+void Trainer::take_step() {
+  try {
+    optimizer_->step(schedule_.at(state_.step));
+  } catch (const LostRank& error) {
+    throw LostRank("step " + std::to_string(state_.step + 1) + ": " + error.what() +
+                   "; the step was half done, so that its state cannot be saved; " +
+                   newest_checkpoint());
+  }
 }
 
 /// The last step is done, and there is no copy of the state before it. So the state is saved once
@@ -348,6 +400,7 @@ void Trainer::guard_weights() {
 }
 
 void Trainer::stop_on_bad(int64_t step, const std::string& what, const std::string& outcome) {
+  if (!metrics_) throw optim::OtherRankTells();
   std::string lost;
   try {
     metrics_->write({{"event", "not_finite"}, {"step", step}, {"tensor", what}});
@@ -361,6 +414,7 @@ void Trainer::stop_on_bad(int64_t step, const std::string& what, const std::stri
 /// Saves the state of the last finished step unless it is saved already, and deletes no older one.
 /// Returns what became of it, for the message of the error that ends the run.
 std::string Trainer::rescue() {
+  if (!options_.ranks->is_first()) return "rank 0 saves the state before it, if it can";
   std::ostringstream text;
   text << "the state after step " << state_.step << " is ";
   try {
@@ -398,10 +452,11 @@ void Trainer::evaluate_now() {
     return evaluate(model_, *data_.validation,
                     {.num_sequences =
                          std::min(recipe_.evaluation.num_sequences, data_.num_validation_sequences),
-                     .batch_size = recipe_.micro_batch_size(),
+                     .batch_size = micro_batch_size(),
                      .compute = compute_,
                      .with_accuracy = data_.with_accuracy,
-                     .bytes_of_token = data_.bytes_of_token});
+                     .bytes_of_token = data_.bytes_of_token,
+                     .ranks = options_.ranks});
   });
   nlohmann::json line = {
       {"event", "evaluation"}, {"step", state_.step}, {"tokens", state_.num_tokens}};
@@ -415,7 +470,7 @@ void Trainer::evaluate_now() {
 }
 
 void Trainer::write_checkpoint() {
-  if (saved_step_ == state_.step) return;
+  if (saved_step_ == state_.step || !options_.ranks->is_first()) return;
   if (const auto bad = first_weight_beyond(kLargestNorm, model_))
     PLX_FAIL(*bad, " is NaN, infinite or beyond ", kLargestNorm);
   summary_.checkpoint = store_.save(model_, *optimizer_, state_, data_.tokenizer.get());
@@ -430,7 +485,7 @@ void Trainer::save() {
     PLX_FAIL("the state after step ", state_.step, " is not saved: ", text_of(error), "; ",
              newest_checkpoint());
   }
-  store_.prune(state_.step, recipe_.checkpoint.keep_last);
+  if (options_.ranks->is_first()) store_.prune(state_.step, recipe_.checkpoint.keep_last);
 }
 
 nlohmann::json Trainer::start_line() const {
@@ -444,6 +499,7 @@ nlohmann::json Trainer::start_line() const {
       {"tokens_per_step", recipe_.train.batch_size * recipe_.data.context_length},
       {"compute", dtype_name(compute_)},
       {"device", device_.str()},
+      {"ranks", options_.ranks->size()},
       {"threads", at::get_num_threads()}};
   if (!device_name_.empty()) line["device_name"] = device_name_;
   if (!recipe_.logging.run.empty()) line["run"] = recipe_.logging.run;
@@ -452,6 +508,9 @@ nlohmann::json Trainer::start_line() const {
 
 std::vector<std::string> Trainer::description() const {
   const nn::ModelConfig& config = recipe_.model.fields;
+  const int size = options_.ranks->size();
+  const int64_t rows = recipe_.train.batch_size / size, micro = micro_batch_size();
+  const int64_t num_passes = (rows + micro - 1) / micro;
   std::ostringstream model, batch;
   model << "model      " << joined(config.mixers, ", ") << ": " << config.num_hidden_layers
         << " layers x " << config.hidden_size << ", " << config.num_attention_heads << " heads ("
@@ -459,10 +518,10 @@ std::vector<std::string> Trainer::description() const {
         << config.intermediate_size << ", vocabulary " << core::grouped(config.vocab_size) << ", "
         << core::grouped(nn::num_parameters(*model_)) << " parameters";
   batch << "batch      " << recipe_.train.batch_size << " sequences x "
-        << recipe_.data.context_length << " tokens in "
-        << recipe_.train.batch_size / recipe_.micro_batch_size() << " forward passes, "
-        << dtype_name(compute_) << " on " << device_.str() << ", " << at::get_num_threads()
-        << " threads";
+        << recipe_.data.context_length << " tokens in " << num_passes << " forward passes"
+        << (size > 1 ? " of each process, " : ", ") << dtype_name(compute_) << " on ";
+  if (size > 1) batch << size << " x ";
+  batch << device_.str() << ", " << at::get_num_threads() << " threads";
   std::vector<std::string> lines = {model.str(), "data       " + data_.description, batch.str()};
   for (const auto& group : optim::describe(plan_)) lines.push_back("optimizer  " + group);
   std::ostringstream schedule;

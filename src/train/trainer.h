@@ -11,6 +11,7 @@
 #include "io/descriptor.h"
 #include "nn/decoder.h"
 #include "optim/param_groups.h"
+#include "optim/ranks.h"
 #include "optim/schedule.h"
 #include "train/checkpoint.h"
 #include "train/evaluation.h"
@@ -32,6 +33,11 @@ struct RunOptions {
   /// Save and stop after this many steps of the recipe's; 0 for all.
   int64_t stop_at = 0;
   bool show_progress = true;
+  /// The processes that train together; each makes a Trainer with otherwise equal arguments. Only
+  /// the first writes to `output`, which all must see when a run is resumed.
+  std::shared_ptr<optim::Ranks> ranks = std::make_shared<optim::Ranks>();
+  /// The GPU of this process, of those that it sees.
+  int local_rank = 0;
 };
 
 struct RunSummary {
@@ -51,7 +57,8 @@ class Trainer {
  public:
   /// Builds or loads everything. Throws if the output folder holds another run or is in use by one,
   /// if its disk has no room for a checkpoint, or if the checkpoint to resume is damaged or was
-  /// made with other settings (the message lists them).
+  /// made with other settings (the message lists them). What only the first rank looks at is
+  /// optim::OtherRankTells on the others.
   Trainer(Recipe recipe, RunOptions options);
 
   /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
@@ -59,7 +66,8 @@ class Trainer {
   /// is data that cannot be read, a failed evaluation, and metrics that cannot be written. The
   /// state of the last finished step is saved before it is thrown, and no older one deleted; only
   /// where that step itself made a weight bad is it not saved, so that `latest` is always a state
-  /// to go on from.
+  /// to go on from. Of several ranks all end then, a lost one (LostRank) included: the first saves
+  /// as said, the others may throw OtherRankTells.
   RunSummary run();
 
   nn::Decoder& model() { return model_; }
@@ -72,11 +80,16 @@ class Trainer {
 
  private:
   bool prepare_output();
+  void check_shares() const;
+  int agreed_signal();
   bool replaces_run() const { return options_.overwrite && !options_.resume; }
   void build_model(const std::optional<std::filesystem::path>& checkpoint);
   void resume_from(const std::filesystem::path& checkpoint);
   void warn_of_no_effect();
   void step();
+  void take_step();
+  /// Sequences of a rank's forward pass.
+  int64_t micro_batch_size() const;
   void guard_weights();
   void warn_of_reshaped_schedule(const nlohmann::json& saved_recipe);
   [[noreturn]] void stop_on_bad(int64_t step, const std::string& what, const std::string& outcome);
@@ -102,11 +115,12 @@ class Trainer {
   nn::Decoder model_{nullptr};
   std::vector<optim::ParameterPlan> plan_;
   std::unique_ptr<optim::Optimizer> optimizer_;
+  std::optional<StepGradients> gradients_;  // none once memory has run out
   std::optional<double> seconds_per_token_at_peak_;
   optim::Schedule schedule_;
   CheckpointStore store_;
-  io::Descriptor lock_;  // of the output folder
-  std::optional<MetricsFile> metrics_;
+  io::Descriptor lock_;                 // of the output folder
+  std::optional<MetricsFile> metrics_;  // of the first rank
   Progress progress_;
   TrainingState state_;  // of the last finished step
   std::vector<std::string> warnings_;

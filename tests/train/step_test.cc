@@ -30,6 +30,11 @@ nn::Decoder tiny_model() {
   return nn::Decoder(config);
 }
 
+StepResult compute_gradients(const nn::Decoder& model, const Batch& batch,
+                             const StepOptions& options) {
+  return StepGradients(model, options).compute(batch);
+}
+
 torch::Tensor all_gradients(const nn::Decoder& model) {
   std::vector<torch::Tensor> parts;
   for (const auto& parameter : model->parameters())
