@@ -99,6 +99,7 @@ int run_rank(const TrainArguments& arguments, const train::Recipe& recipe,
                                   .stop_at = arguments.stop_at,
                                   .show_progress = !arguments.quiet,
                                   .local_rank = place.local_rank};
+  train::end_with_launcher();
   try {
     const auto device = train::choose_device(recipe.train.device, place.local_rank);
     const std::chrono::seconds timeout(recipe.train.timeout_seconds);

@@ -31,6 +31,8 @@ constexpr std::array kVariables = {
                 "set by torchrun: True where a launcher listens at that port, not process 0"},
     EnvVariable{Env::kRestartCount, "TORCHELASTIC_RESTART_COUNT",
                 "set by torchrun: how often the processes were started again"},
+    EnvVariable{Env::kLauncherPipe, "PLX_LAUNCHER_PIPE",
+                "set by plx train --processes: the descriptor of a pipe that ends with it"},
 };
 
 constexpr bool rows_follow_the_enum() {

@@ -20,7 +20,8 @@ enum class Env {
   kMasterAddress,
   kMasterPort,
   kAgentStore,
-  kRestartCount
+  kRestartCount,
+  kLauncherPipe
 };
 
 struct EnvVariable {

@@ -9,6 +9,7 @@
 #endif
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <optional>
@@ -39,11 +40,12 @@ int number_of(core::Env variable, int smallest, int largest) {
   return value;
 }
 
-std::string first_line(const std::exception& error) {
+/// The first sentence of what c10d says, without the place in its source that it begins with.
+std::string first_sentence(const std::exception& error) {
   const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
-  const std::string text =
-      from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
-  return text.substr(0, text.find('\n'));
+  std::string text = from_torch != nullptr ? from_torch->what_without_backtrace() : error.what();
+  if (text.starts_with('[')) text.erase(0, text.find("] ") + 2);
+  return text.substr(0, std::min(text.find('\n'), text.find(". ")));
 }
 
 intrusive_ptr<c10d::Store> open_store(const RankPlace& place, Milliseconds timeout) {
@@ -144,7 +146,7 @@ class ProcessRanks : public optim::Ranks {
     try {
       work = start();
     } catch (const std::exception& error) {
-      lose(first_line(error));
+      lose(first_sentence(error));
     }
     return [this, work] { finish(*work); };
   }
@@ -171,7 +173,7 @@ class ProcessRanks : public optim::Ranks {
     try {
       work.wait();
     } catch (const std::exception& error) {
-      lose(first_line(error));
+      lose(first_sentence(error));
     }
   }
 
@@ -219,7 +221,7 @@ std::shared_ptr<optim::Ranks> join_ranks(const RankPlace& place, torch::Device d
   } catch (const std::exception& error) {
     PLX_FAIL("rank ", place.rank, " of ", place.size, " could not join the others through ",
              place.address, ":", place.port, " within ", timeout.count(),
-             " s (train.timeout_seconds): ", first_line(error));
+             " s (train.timeout_seconds): ", first_sentence(error));
   }
 }
 

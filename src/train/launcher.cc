@@ -3,17 +3,20 @@
 #include "train/launcher.h"
 
 #include <ATen/Parallel.h>
+#include <fcntl.h>
 #include <signal.h>
-#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
+#include <charconv>
 #include <cstdio>
 #include <cstring>
 #include <map>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "core/env.h"
@@ -52,6 +55,24 @@ class BlockedSignals {
   sigset_t signals_{}, outer_{};
 };
 
+/// A pipe that nothing is written to: its read end tells when the last write end is closed, as that
+/// of a process is when it dies. (PR_SET_PDEATHSIG comes once for each thread of the parent.)
+class LifePipe {
+ public:
+  LifePipe() {
+    PLX_CHECK(::pipe2(ends_.data(), O_CLOEXEC) == 0, "cannot open a pipe: ", std::strerror(errno));
+  }
+  ~LifePipe() {
+    for (const int end : ends_) ::close(end);
+  }
+  LifePipe(const LifePipe&) = delete;
+  LifePipe& operator=(const LifePipe&) = delete;
+  int read_end() const { return ends_[0]; }
+
+ private:
+  std::array<int, 2> ends_{};
+};
+
 /// Pointers to strings as exec wants them.
 std::vector<char*> pointers(std::vector<std::string>& strings) {
   std::vector<char*> list;
@@ -61,7 +82,7 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 }
 
 /// The environment of one rank: this process's, and what makes it a rank.
-std::vector<std::string> environment_of(int rank, int size, int port) {
+std::vector<std::string> environment_of(int rank, int size, int port, int pipe) {
   using core::Env;
   std::map<std::string, std::string> values;
   for (char** entry = environ; *entry != nullptr; ++entry) {
@@ -78,6 +99,7 @@ std::vector<std::string> environment_of(int rank, int size, int port) {
   values[core::env_name(Env::kMasterAddress)] = "127.0.0.1";
   values[core::env_name(Env::kMasterPort)] = std::to_string(port);
   values[core::env_name(Env::kAgentStore)] = "True";
+  values[core::env_name(Env::kLauncherPipe)] = std::to_string(pipe);
   std::vector<std::string> list;
   for (const auto& [name, value] : values) list.push_back(name + "=" + value);
   return list;
@@ -112,9 +134,9 @@ class Launcher {
   void start(int rank) {
     std::vector<std::string> command = options_.command;
     std::vector<std::string> environment =
-        environment_of(rank, options_.num_processes, meeting_.port);
+        environment_of(rank, options_.num_processes, meeting_.port, pipe_.read_end());
     const auto arguments = pointers(command), variables = pointers(environment);
-    const pid_t launcher = ::getpid(), pid = ::fork();
+    const pid_t pid = ::fork();
     PLX_CHECK(pid >= 0, "cannot start rank ", rank, ": ", std::strerror(errno));
     if (pid > 0) {
       running_[rank] = pid;
@@ -123,8 +145,7 @@ class Launcher {
     // Only what is allowed between fork and exec. Away from the terminal's group, so that Ctrl-C
     // comes once, through pass_on().
     ::setpgid(0, 0);
-    ::prctl(PR_SET_PDEATHSIG, SIGTERM);
-    if (::getppid() != launcher) ::_exit(1);
+    ::fcntl(pipe_.read_end(), F_SETFD, 0);  // kept by exec; the other end is not
     signals_.restore();
     ::execvpe(arguments[0], arguments.data(), variables.data());
     ::_exit(127);
@@ -162,6 +183,7 @@ class Launcher {
     const auto now = Clock::now();
     if (failed_ && !told_to_end_ && (failed_->by_signal || now - failed_->at > kTimeToNotice)) {
       tell(SIGTERM);
+      tell(SIGCONT);  // one that is stopped would not hear it
       told_to_end_ = now;
     }
     if (told_to_end_ && now - *told_to_end_ > options_.time_to_end) tell(SIGKILL);
@@ -175,6 +197,7 @@ class Launcher {
   LaunchOptions options_;
   BlockedSignals signals_;  // before the meeting, whose thread inherits them
   Meeting meeting_;
+  LifePipe pipe_;
   std::map<int, pid_t> running_;
   int signal_ = 0;
   std::optional<Failure> failed_;
@@ -184,5 +207,18 @@ class Launcher {
 }  // namespace
 
 int launch(const LaunchOptions& options) { return Launcher(options).run(); }
+
+void end_with_launcher() {
+  const std::string text = core::env_value(core::Env::kLauncherPipe);
+  int pipe = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), pipe);
+  if (text.empty() || error != std::errc() || ::fcntl(pipe, F_SETFD, FD_CLOEXEC) != 0) return;
+  std::thread([pipe] {
+    char nothing = 0;
+    while (::read(pipe, &nothing, 1) < 0 && errno == EINTR) {
+    }
+    ::kill(::getpid(), SIGTERM);
+  }).detach();
+}
 
 }  // namespace parallax::train

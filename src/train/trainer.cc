@@ -314,14 +314,6 @@ RunSummary Trainer::run() {
   return summary_;
 }
 
-/// The signal that any rank has received; the same on all, 0 for none.
-int Trainer::agreed_signal() {
-  const int received = InterruptScope::received();
-  const auto counts =
-      options_.ranks->sum({received == SIGINT ? 1.0 : 0, received == SIGTERM ? 1.0 : 0});
-  return counts[0] > 0 ? SIGINT : counts[1] > 0 ? SIGTERM : 0;
-}
-
 /// Appends a line to the metrics, but none of a call that only comes to an end recorded before.
 void Trainer::record(const nlohmann::json& line) {
   if (has_ended_before_ || !metrics_) return;
@@ -352,6 +344,15 @@ auto Trainer::or_rescue(const std::string& where, Work&& work) {
   } catch (const std::exception& error) {
     PLX_FAIL(where, ": ", text_of(error), "; ", rescue());
   }
+}
+
+/// The signal that any rank has received; the same on all, 0 for none.
+int Trainer::agreed_signal() {
+  const int received = InterruptScope::received();
+  const auto counts = or_rescue("after step " + std::to_string(state_.step), [&] {
+    return options_.ranks->sum({received == SIGINT ? 1.0 : 0, received == SIGTERM ? 1.0 : 0});
+  });
+  return counts[0] > 0 ? SIGINT : counts[1] > 0 ? SIGTERM : 0;
 }
 
 void Trainer::step() {
