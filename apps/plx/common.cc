@@ -2,10 +2,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common.h"
 
+#include <c10/util/Exception.h>
+#include <sys/resource.h>
+
 #include <charconv>
 #include <iomanip>
 #include <iostream>
 #include <map>
+#include <new>
 #include <sstream>
 #include <string_view>
 #include <utility>
@@ -104,6 +108,21 @@ void warn_without_effect(const CLI::App& command, std::initializer_list<const ch
 void print_json(const nlohmann::ordered_json& value) {
   std::cout << value.dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) << '\n'
             << std::flush;
+}
+
+std::string text_of(const std::exception& error) {
+  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    return "out of memory: the system gave no more, after " +
+           std::to_string(usage.ru_maxrss / 1024) + " MiB";
+  }
+  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
+  if (from_torch == nullptr) return error.what();
+  const std::string text = from_torch->what_without_backtrace();
+  const std::string line = text.substr(0, text.find('\n'));
+  const size_t refused = line.find("you tried to allocate ");
+  return refused == std::string::npos ? line : "out of memory: " + line.substr(refused);
 }
 
 }  // namespace parallax::plx

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <exception>
 #include <filesystem>
 #include <initializer_list>
 #include <limits>
@@ -41,6 +42,9 @@ inline constexpr const char* kNoJsonLines = "no input is a .jsonl or .ndjson fil
 /// A warning on stderr for each of `options` that is given, with the reason why it does nothing.
 void warn_without_effect(const CLI::App& command, std::initializer_list<const char*> options,
                          const char* reason);
+
+/// One line for any failure: Torch's messages without the frames of its stack.
+std::string text_of(const std::exception& error);
 
 /// One line of JSON on stdout; bytes that are not UTF-8 become U+FFFD.
 void print_json(const nlohmann::ordered_json& value);

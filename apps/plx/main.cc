@@ -1,8 +1,6 @@
 // plx: train, evaluate and run language models with Parallax attention.
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
-#include <c10/util/Exception.h>
-#include <sys/resource.h>
 
 #include <cerrno>
 #include <cstdio>
@@ -10,7 +8,6 @@
 #include <exception>
 #include <iostream>
 #include <limits>
-#include <new>
 #include <string>
 #include <vector>
 
@@ -19,6 +16,7 @@
 #endif
 
 #include "commands.h"
+#include "common.h"
 #include "core/nearest_name.h"
 #include "core/thread_pool.h"
 #include "parallax/version.h"
@@ -67,22 +65,6 @@ void keep_freed_memory() {
 #endif
 }
 
-/// One line for any failure: Torch's messages without the frames of its stack.
-std::string text_of(const std::exception& error) {
-  if (dynamic_cast<const std::bad_alloc*>(&error) != nullptr) {
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
-    return "out of memory: the system gave no more, after " +
-           std::to_string(usage.ru_maxrss / 1024) + " MiB";
-  }
-  const auto* from_torch = dynamic_cast<const c10::Error*>(&error);
-  if (from_torch == nullptr) return error.what();
-  const std::string text = from_torch->what_without_backtrace();
-  const std::string line = text.substr(0, text.find('\n'));
-  const size_t refused = line.find("you tried to allocate ");
-  return refused == std::string::npos ? line : "out of memory: " + line.substr(refused);
-}
-
 /// Whether all that was printed has arrived; if not, it says why on stderr.
 bool flush_output() {
   errno = 0;
@@ -102,7 +84,7 @@ int run(CLI::App& app, const std::vector<const char*>& words) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const std::exception& error) {
-    std::cerr << "plx: " << text_of(error) << '\n';
+    std::cerr << "plx: " << parallax::plx::text_of(error) << '\n';
     return 1;
   }
 }

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <fstream>
 #include <iomanip>
@@ -90,28 +92,33 @@ int train_with(const std::shared_ptr<optim::Ranks>& ranks, const train::Recipe& 
   return 128 + summary.signal;
 }
 
-/// The same, where only the process that has something to say says it.
-int run_rank(const TrainArguments& arguments, const train::Recipe& recipe,
-             const train::RankPlace& place, const fs::path& output) {
-  const train::RunOptions options{.output = output,
-                                  .resume = arguments.resume,
-                                  .overwrite = arguments.overwrite,
-                                  .stop_at = arguments.stop_at,
-                                  .show_progress = !arguments.quiet,
-                                  .local_rank = place.local_rank};
+/// Ends one of several processes after an error; only one that has something to say says it. What
+/// runs at a normal end does not: threads of c10d may still wait for a rank that is lost.
+[[noreturn]] void end_rank(const train::RankPlace& place, const std::exception& error) {
+  const bool is_lost = dynamic_cast<const train::LostRank*>(&error) != nullptr;
+  const bool is_told = dynamic_cast<const optim::OtherRankTells*>(&error) != nullptr;
+  if (is_lost && place.rank == 0)
+    std::cerr << "plx: " << text_of(error) << std::endl;
+  else if (!is_lost && !is_told)
+    std::cerr << "plx: rank " << place.rank << ": " << text_of(error) << std::endl;
+  std::cout.flush();
+  std::_Exit(1);
+}
+
+int run_rank(const train::Recipe& recipe, const train::RankPlace& place,
+             train::RunOptions options) {
   train::end_with_launcher();
-  try {
+  options.local_rank = place.local_rank;
+  const auto train_as_rank = [&] {
     const auto device = train::choose_device(recipe.train.device, place.local_rank);
     const std::chrono::seconds timeout(recipe.train.timeout_seconds);
     return train_with(train::join_ranks(place, device, timeout), recipe, options);
-  } catch (const optim::OtherRankTells&) {
-    return 1;
-  } catch (const train::LostRank&) {
-    if (place.rank == 0) throw;
-    return 1;
-  } catch (const Error& error) {
-    if (place.size == 1) throw;
-    PLX_FAIL("rank ", place.rank, ": ", error.what());
+  };
+  if (place.size == 1) return train_as_rank();
+  try {
+    return train_as_rank();
+  } catch (const std::exception& error) {
+    end_rank(place, error);
   }
 }
 
@@ -155,7 +162,12 @@ int run_train(const TrainArguments& arguments) {
     return train::launch(
         {.num_processes = static_cast<int>(arguments.processes), .command = command_of_a_rank()});
   }
-  return run_rank(arguments, recipe, place, output);
+  return run_rank(recipe, place,
+                  {.output = output,
+                   .resume = arguments.resume,
+                   .overwrite = arguments.overwrite,
+                   .stop_at = arguments.stop_at,
+                   .show_progress = !arguments.quiet});
 }
 
 }  // namespace

@@ -64,7 +64,8 @@ bool is_loopback(const std::string& address) {
 
 intrusive_ptr<c10d::Backend> open_gloo(const intrusive_ptr<c10d::Store>& store,
                                        const RankPlace& place, Milliseconds timeout) {
-  auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+  // Later than ProcessRanks::finish(), which knows more.
+  auto options = c10d::ProcessGroupGloo::Options::create(timeout + kSignalGrace);
   // Ranks of one machine need no name of it that others can reach.
   options->devices.push_back(is_loopback(place.address)
                                  ? c10d::ProcessGroupGloo::createDeviceForHostname(place.address)
@@ -100,7 +101,7 @@ class ProcessRanks : public optim::Ranks {
   }
 
   ~ProcessRanks() override {
-    if (is_lost_) {
+    if (is_lost_ || num_under_way_ > 0) {
       // Their destructors would wait for what never comes.
       device_.release();
       host_.release();
@@ -113,6 +114,7 @@ class ProcessRanks : public optim::Ranks {
   int size() const override { return place_.size; }
 
   Wait start_sum(torch::Tensor tensor) override {
+    check_contiguous(tensor);
     return started([&] {
       std::vector<torch::Tensor> tensors = {tensor};
       return device_->allreduce(tensors);
@@ -120,6 +122,7 @@ class ProcessRanks : public optim::Ranks {
   }
 
   Wait start_broadcast(torch::Tensor tensor, int root) override {
+    check_contiguous(tensor);
     return started([&] {
       // As bytes: Gloo does not know every dtype.
       std::vector<torch::Tensor> tensors = {tensor.detach().flatten().view(torch::kUInt8)};
@@ -140,6 +143,11 @@ class ProcessRanks : public optim::Ranks {
   }
 
  private:
+  static void check_contiguous(const torch::Tensor& tensor) {
+    PLX_CHECK(tensor.is_contiguous(), "ranks exchange contiguous tensors, given strides ",
+              tensor.strides(), " of shape ", tensor.sizes());
+  }
+
   template <typename Start>
   Wait started(Start&& start) {
     intrusive_ptr<c10d::Work> work;
@@ -148,6 +156,7 @@ class ProcessRanks : public optim::Ranks {
     } catch (const std::exception& error) {
       lose(first_sentence(error));
     }
+    ++num_under_way_;
     return [this, work] { finish(*work); };
   }
 
@@ -175,6 +184,7 @@ class ProcessRanks : public optim::Ranks {
     } catch (const std::exception& error) {
       lose(first_sentence(error));
     }
+    --num_under_way_;
   }
 
   [[noreturn]] void lose(const std::string& why) {
@@ -189,6 +199,7 @@ class ProcessRanks : public optim::Ranks {
   RankPlace place_;
   std::chrono::seconds timeout_;
   bool is_lost_ = false;
+  int num_under_way_ = 0;  // more than 0 at the end if an error left some unfinished
   intrusive_ptr<c10d::Backend> host_, device_;
 };
 
@@ -220,8 +231,8 @@ std::shared_ptr<optim::Ranks> join_ranks(const RankPlace& place, torch::Device d
     throw;
   } catch (const std::exception& error) {
     PLX_FAIL("rank ", place.rank, " of ", place.size, " could not join the others through ",
-             place.address, ":", place.port, " within ", timeout.count(),
-             " s (train.timeout_seconds): ", first_sentence(error));
+             place.address, ":", place.port, " (train.timeout_seconds is ", timeout.count(),
+             "): ", first_sentence(error));
   }
 }
 

@@ -21,9 +21,8 @@ struct LaunchOptions {
 /// returns when all have ended: 0 if all succeeded, 128 + the signal if this process got SIGINT or
 /// SIGTERM and passed it on to them, else 1. A rank that fails is named on stderr, and the others
 /// are told to end (SIGTERM), at once if a signal ended it, else after they had 5 s to notice
-/// themselves. A second SIGINT or SIGTERM kills all. If this process dies, end_with_launcher() tells
-/// them. The
-/// cores are shared out by PLX_NUM_THREADS, unless it or OMP_NUM_THREADS is set.
+/// themselves. A second SIGINT or SIGTERM kills all; if this process dies, end_with_launcher()
+/// tells them. The cores are shared out by PLX_NUM_THREADS, unless it or OMP_NUM_THREADS is set.
 /// Both signals and SIGCHLD are blocked in the calling thread meanwhile.
 int launch(const LaunchOptions& options);
 

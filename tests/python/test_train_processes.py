@@ -114,6 +114,18 @@ def test_micro_batches_of_processes_add_up(run):
     assert_same_run(run, one, 1e-4)
 
 
+def test_as_many_processes_go_on_bit_for_bit(run):
+    settings = [*SOFTMAX, "--steps", "12", "--processes", "2", "--set", "train.deterministic=true"]
+    whole = beside(run, "whole")
+    assert whole.finish(*settings).returncode == 0
+    assert run.finish(*settings, "--stop-at", "5").returncode == 0
+    assert run.finish(*settings, "--resume").returncode == 0
+    for name in ("model.safetensors", "training/optimizer.safetensors"):
+        ours = (run.output / "latest" / name).read_bytes()
+        assert ours == (whole.output / "latest" / name).read_bytes(), name
+    assert losses(run) == losses(whole)
+
+
 def test_torchrun_starts_it_too(run):
     one = beside(run, "one")
     settings = [*SOFTMAX, "--steps", "5"]
