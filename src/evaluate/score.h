@@ -38,8 +38,8 @@ struct Score {
 /// The score of one batch. The head runs over at most `chunk_targets` positions at a time, and only
 /// over those that count, so no [B, T, V] exists; losses are computed in float32 and summed in
 /// double. The batch may be on another device than the model. Puts the model into eval mode for the
-/// call and records no gradients. Throws parallax::Error for shapes that differ, for ids that are out of range, and for a loss that is
-/// not finite.
+/// call and records no gradients. Throws parallax::Error for shapes that differ, for ids that are
+/// out of range, and for a loss that is not finite.
 Score score_batch(nn::Decoder& model, const ScoredBatch& batch, int64_t chunk_targets = 1024);
 
 /// The sum over all batches that next_batch gives, until it gives none.

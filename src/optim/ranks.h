@@ -29,8 +29,8 @@ class Ranks {
   virtual int size() const { return 1; }
   bool is_first() const { return rank() == 0; }
 
-  /// Starts adding `tensor` (contiguous, on the run's device) up over the ranks in place: the same bits
-  /// on each. Ordered after what the current stream was given before.
+  /// Starts adding `tensor` (contiguous, on the run's device) up over the ranks in place: the same
+  /// bits on each. Ordered after what the current stream was given before.
   virtual Wait start_sum(torch::Tensor tensor) {
     (void)tensor;
     return [] {};
