@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ from safetensors.torch import load_file
 from support import build_path
 from train_support import ENVIRONMENT, Run, check_whole
 
+# What tells the processes of these tests from others; inherited by all that they start.
+ENVIRONMENT["PLX_TESTED_BY"] = str(os.getpid())
+MARK = f"PLX_TESTED_BY={os.getpid()}"
 SOFTMAX = ["--set", "model.mixers=softmax"]  # on GPUs, too, without the CUDA backends
 EVERY_STEP = ["--set", "checkpoint.every_steps=1"]
 
@@ -49,9 +53,25 @@ def beside(run, name):
     return other
 
 
+def processes_with(variable):
+    """{pid: environment} of the processes that have this environment variable, "NAME=value"."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            if variable in environment:
+                found[int(folder.name)] = dict(entry.partition("=")[::2] for entry in environment)
+    return found
+
+
 def ranks_of(launcher):
-    text = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout
-    return [int(pid) for pid in text.split()]  # in the order of their start: of their ranks
+    """Pids of its processes, by rank."""
+    ranks = {
+        int(environment["RANK"]): pid
+        for pid, environment in processes_with(MARK).items()
+        if "RANK" in environment and pid != launcher.pid
+    }
+    return [ranks[rank] for rank in sorted(ranks)]
 
 
 def are_gone(pids, seconds):
@@ -291,10 +311,10 @@ def test_more_processes_than_gpus_are_refused(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left(tmp_path):
+def no_process_is_left():
     yield
-    text = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout
-    for pid in text.split():
+    left = [pid for pid in processes_with(MARK) if pid != os.getpid()]
+    for pid in left:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
-    assert not text, "processes were left behind"
+            os.kill(pid, signal.SIGKILL)
+    assert not left, "processes were left behind"
