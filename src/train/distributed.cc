@@ -65,11 +65,13 @@ bool is_loopback(const std::string& address) {
 intrusive_ptr<c10d::Backend> open_gloo(const intrusive_ptr<c10d::Store>& store,
                                        const RankPlace& place, Milliseconds timeout) {
   // Later than ProcessRanks::finish(), which knows more.
-  auto options = c10d::ProcessGroupGloo::Options::create(timeout + kSignalGrace);
-  // Ranks of one machine need no name of it that others can reach.
-  options->devices.push_back(is_loopback(place.address)
-                                 ? c10d::ProcessGroupGloo::createDeviceForHostname(place.address)
-                                 : c10d::ProcessGroupGloo::createDefaultDevice());
+  const Milliseconds latest = timeout + kSignalGrace;
+  using Options = c10d::ProcessGroupGloo::Options;
+  // Ranks of one machine need no name of it that others can reach; else GLOO_SOCKET_IFNAME counts.
+  auto options =
+      is_loopback(place.address) ? Options::create(latest) : Options::create_default(latest);
+  if (options->devices.empty())
+    options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(place.address));
   return c10::make_intrusive<c10d::ProcessGroupGloo>(
       c10::make_intrusive<c10d::PrefixStore>("gloo", store), place.rank, place.size, options);
 }
@@ -180,6 +182,8 @@ class ProcessRanks : public optim::Ranks {
         std::this_thread::yield();
     }
     try {
+      // NCCL's wait() only makes the stream wait, and tells of no error.
+      if (const std::exception_ptr error = work.exception()) std::rethrow_exception(error);
       work.wait();
     } catch (const std::exception& error) {
       lose(first_sentence(error));

@@ -49,7 +49,7 @@ Meeting open_meeting();
 
 /// How long a rank still waits for the others once it is told to stop: they finish their step, or
 /// they are lost. Less than the 30 s that torchrun leaves before it kills.
-inline constexpr std::chrono::seconds kSignalGrace{10};
+inline constexpr std::chrono::seconds kSignalGrace{15};
 
 /// What joins ranks in this build: "gloo (CPU), nccl (CUDA)", or why the latter is missing.
 std::string describe_rank_backends();
