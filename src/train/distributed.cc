@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/distributed.h"
 
+#include <ATen/DeviceAccelerator.h>
+#include <c10/core/Event.h>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef USE_C10D_NCCL
@@ -96,7 +98,7 @@ intrusive_ptr<c10d::Backend> open_nccl(const intrusive_ptr<c10d::Store>& store,
 class ProcessRanks : public optim::Ranks {
  public:
   ProcessRanks(const RankPlace& place, torch::Device device, std::chrono::seconds timeout)
-      : place_(place), timeout_(timeout) {
+      : place_(place), timeout_(timeout), device_type_(device.type()) {
     const auto store = open_store(place, timeout);
     host_ = open_gloo(store, place, timeout);
     device_ = device.is_cuda() ? open_nccl(store, place, timeout) : host_;
@@ -164,11 +166,23 @@ class ProcessRanks : public optim::Ranks {
 
   /// Looks instead of blocking, so that a rank which is lost, or this one being told to stop, ends
   /// the wait. On CUDA the current stream, from which the state is saved, is not held up meanwhile.
+  /// What this rank's own GPU still has to do before does not count.
   void finish(c10d::Work& work) {
-    const auto start = Clock::now();
+    std::optional<c10::Event> own_work;
+    if (device_type_ != torch::kCPU) {
+      own_work.emplace(device_type_);
+      own_work->record(at::accelerator::getCurrentStream(at::accelerator::getDeviceIndex()));
+    }
+    auto start = Clock::now();
     std::optional<Clock::time_point> told_to_stop;
     while (!work.isCompleted()) {
       const auto now = Clock::now();
+      if (own_work && !own_work->query()) {
+        start = now;
+        std::this_thread::sleep_for(kPause);
+        continue;
+      }
+      own_work.reset();
       if (!told_to_stop && InterruptScope::received() != 0) told_to_stop = now;
       if (told_to_stop && now - *told_to_stop > kSignalGrace)
         lose("it was told to stop and another rank did not get on for " +
@@ -202,6 +216,7 @@ class ProcessRanks : public optim::Ranks {
 
   RankPlace place_;
   std::chrono::seconds timeout_;
+  torch::DeviceType device_type_;
   bool is_lost_ = false;
   int num_under_way_ = 0;  // more than 0 at the end if an error left some unfinished
   intrusive_ptr<c10d::Backend> host_, device_;
