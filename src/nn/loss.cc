@@ -65,10 +65,11 @@ Sums run(const Problem& problem) {
   if (problem.needs_d_hidden) sums.d_hidden = torch::empty(problem.hidden.sizes(), options);
   if (problem.needs_d_weight) sums.d_weight = torch::zeros(problem.weight.sizes(), options);
   const int64_t num_tokens = problem.hidden.size(0), vocab_size = problem.weight.size(0);
-  constexpr int64_t kLogitsPerChunk = int64_t{1} << 25;
+  // Each chunk adds a whole [V, C] to weight's gradient: few large ones where there is the memory.
+  const int64_t logits_per_chunk = int64_t{1} << (problem.hidden.is_cuda() ? 28 : 25);
   const int64_t chunk = problem.options.chunk_tokens > 0
                             ? problem.options.chunk_tokens
-                            : std::max<int64_t>(1, kLogitsPerChunk / vocab_size);
+                            : std::max<int64_t>(1, logits_per_chunk / vocab_size);
   for (int64_t begin = 0; begin < num_tokens; begin += chunk)
     add_chunk(problem, begin, std::min(begin + chunk, num_tokens), sums);
   return sums;

@@ -15,7 +15,8 @@ inline constexpr int64_t kIgnoreIndex = -100;
 
 struct CrossEntropyOptions {
   int64_t ignore_index = kIgnoreIndex;
-  /// Tokens whose logits exist at one time; chosen for 128 MiB of float32 logits when 0.
+  /// Tokens whose logits exist at one time; chosen when 0: for 128 MiB of float32 logits, on CUDA
+  /// for 1 GiB.
   int64_t chunk_tokens = 0;
 };
 
