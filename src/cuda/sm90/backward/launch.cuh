@@ -23,8 +23,8 @@ void launch_pass(const BackwardMaps& maps, const PassParams& params, int num_blo
   launch_kernel(backward_kernel<Pass, true>, shape, maps, params);
 }
 
-/// Zeros into the passes' workspace, the pass over queries and the one over keys, each with a repair
-/// behind it, which returns at once unless a tile was flagged.
+/// Zeros into the passes' workspace, the pass over queries and the one over keys, each with a
+/// repair behind it, which returns at once unless a tile was flagged.
 template <class Config>
 void launch_backward(const BackwardLaunch& launch, cudaStream_t stream) {
   const AttentionCall& attention = launch.call.attention;

@@ -46,7 +46,7 @@ __device__ __forceinline__ float* constants_of(const PassParams& params, const T
   return params.constants + (head * params.constants_per_head + first) * kConstantFloats;
 }
 
-/// The 16 rows of a warp, a tile's first_row + 16 x and on: a row has kLanes lanes of 8 columns each.
+/// The 16 rows of a warp. A row has kLanes lanes of 8 columns each.
 template <class Config>
 class WarpRows {
  public:
@@ -166,8 +166,8 @@ class WarpRows {
   float lse_, t_mean_;
 };
 
-/// A consumer of the pass over queries waits for its operands, while it loads what its row constants
-/// are made of, and makes them.
+/// A consumer of the pass over queries waits for its operands, while it loads what its row
+/// constants are made of, and makes them.
 template <class Pass>
 __device__ __forceinline__ void start_queries(const PassParams& params,
                                               const BackwardShared<Pass>& shared, const Tile& tile,
