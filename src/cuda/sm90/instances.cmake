@@ -17,11 +17,11 @@ set(PLX_SM90_INSTANCES
   "forward float16 256 0"
   "backward bfloat16 64 0"
   "backward bfloat16 96 76"
-  "backward bfloat16 128 244"
+  "backward bfloat16 128 324"
   "backward bfloat16 192 380"
   "backward bfloat16 256 380"
   "backward float16 64 0"
   "backward float16 96 76"
-  "backward float16 128 244"
+  "backward float16 128 324"
   "backward float16 192 380"
   "backward float16 256 380")
