@@ -30,12 +30,14 @@ constexpr std::array kDTypes = {DType::kFloat32, DType::kBFloat16, DType::kFloat
 constexpr int64_t kMaxHeadDim = 256;  // the library's limit: more is refused before any backend
 constexpr std::array kOperations = {"forward", "backward", "decode"};
 
-/// The arguments of a small causal call: one sequence of two tokens, one head.
+/// The arguments of a small causal call: one sequence of two tokens, one head. They are said to lie
+/// where the backend computes, and are never read.
 class ProbeCall {
  public:
-  ProbeCall(DType dtype, int64_t head_dim)
-      : tensor_(view(dtype, {1, kNumTokens, 1, head_dim})),
-        stats_(view(dtype == DType::kFloat64 ? dtype : DType::kFloat32, {1, 1, kNumTokens})) {}
+  ProbeCall(DeviceType device, DType dtype, int64_t head_dim)
+      : tensor_(view(device, dtype, {1, kNumTokens, 1, head_dim})),
+        stats_(
+            view(device, dtype == DType::kFloat64 ? dtype : DType::kFloat32, {1, 1, kNumTokens})) {}
 
   Support ask(const Backend& backend, std::string_view operation) const {
     const TensorView x = tensor_;
@@ -63,22 +65,32 @@ class ProbeCall {
  private:
   static constexpr int64_t kNumTokens = 2;
 
-  TensorView view(DType dtype, std::initializer_list<int64_t> sizes) {
+  TensorView view(DeviceType device, DType dtype, std::initializer_list<int64_t> sizes) {
     TensorView result = make_view(memory_.data(), sizes);
+    result.device.type = device;
     result.dtype = dtype;
     return result;
   }
 
-  std::array<double, kNumTokens * kMaxHeadDim> memory_{};
+  alignas(256) std::array<double, kNumTokens * kMaxHeadDim> memory_{};
   TensorView tensor_, stats_;
 };
+
+/// The reason for a range of head sizes: without the one that it names.
+std::string reason_of_range(std::string reason, int64_t head_dim) {
+  const std::string own = "head_dim " + std::to_string(head_dim) + " ";
+  if (const size_t at = reason.find(own); at != std::string::npos)
+    reason.replace(at, own.size(), "the head size ");
+  return reason;
+}
 
 /// One row for each run of head sizes with the same answer.
 void add_cases(const Backend& backend, std::string_view operation, DType dtype,
                ordered_json& cases) {
   std::optional<Support> previous;
   for (int64_t head_dim = 1; head_dim <= kMaxHeadDim; ++head_dim) {
-    Support support = ProbeCall(dtype, head_dim).ask(backend, operation);
+    Support support = ProbeCall(backend.device_type(), dtype, head_dim).ask(backend, operation);
+    support.reason = reason_of_range(std::move(support.reason), head_dim);
     if (previous && previous->ok == support.ok && previous->reason == support.reason) {
       cases.back()["head_dims"][1] = head_dim;
       continue;

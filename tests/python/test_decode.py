@@ -49,21 +49,22 @@ TRAINING_CASES = [
 ]
 
 
-# One unit in the last place of the largest result, whose own last rounding may fall either way.
-ONE_ULP = {torch.float16: 1e-3, torch.bfloat16: 4e-3}
+# One unit in the last place of the largest result, whose own last rounding may fall either way; in
+# bfloat16 as much again for the weights, which some instruction sets round in one of the two calls.
+ROUNDING = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-@pytest.mark.parametrize("dtype", ONE_ULP, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize(("batch", "tokens", "hkv", "hq", "dim", "window"), TRAINING_CASES)
 def test_last_queries_equal_the_training_kernel(batch, tokens, hkv, hq, dim, window, dtype):
     q, r, k, v = make_inputs(batch, tokens, tokens, hq, hkv, dim, dtype)
     trained = parallax.attention(q, r, k, v, window=window)
     for count in (1, tokens // 2, tokens):
         out = parallax.decode(q[:, -count:], r[:, -count:], k, v, window=window)
-        assert_close(f"last {count}", out, trained[:, -count:], ONE_ULP[dtype])
+        assert_close(f"last {count}", out, trained[:, -count:], ROUNDING[dtype])
 
 
-@pytest.mark.parametrize("dtype", ONE_ULP, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 @pytest.mark.parametrize(("batch", "hkv", "hq", "dim", "window"),
                          [(batch, *rest) for batch, _, *rest in TRAINING_CASES])  # fmt: skip
 def test_left_padding_equals_attention_on_the_suffix(batch, hkv, hq, dim, window, dtype):
@@ -75,13 +76,13 @@ def test_left_padding_equals_attention_on_the_suffix(batch, hkv, hq, dim, window
         q[:, -1:], r[:, -1:], k_nan, v_nan, cache_starts=starts, window=window
     )
     suffix = parallax.attention(*(x[:, 23:] for x in (q, r, k, v)), window=window)
-    assert_close("one step", one_step, suffix[:, -1:], ONE_ULP[dtype])
+    assert_close("one step", one_step, suffix[:, -1:], ROUNDING[dtype])
     many = parallax.decode(q, r, k_nan, v_nan, cache_starts=starts, window=window)
-    assert_close("all rows", many[:, 23:], suffix, ONE_ULP[dtype])
+    assert_close("all rows", many[:, 23:], suffix, ROUNDING[dtype])
     assert torch.all(many[:, :23] == 0)
 
 
-@pytest.mark.parametrize("dtype", ONE_ULP, ids=str)
+@pytest.mark.parametrize("dtype", ROUNDING, ids=str)
 def test_left_padding_may_differ_between_sequences(dtype):
     q, r, k, v = make_inputs(4, 1, 200, 8, 2, 64, dtype)
     starts = torch.randint(0, 200, (4,), dtype=torch.int32)
@@ -90,7 +91,7 @@ def test_left_padding_may_differ_between_sequences(dtype):
     out = parallax.decode(q, r, k, v, cache_starts=starts)
     for row, start in enumerate(starts.tolist()):
         alone = (q[row, None], r[row, None], k[row, None, start:], v[row, None, start:])
-        assert_close(f"row {row}", out[row, None], parallax.attention(*alone), ONE_ULP[dtype])
+        assert_close(f"row {row}", out[row, None], parallax.attention(*alone), ROUNDING[dtype])
 
 
 # B, H, capacity, window, D: one token, r halved as the public kernels' own tests do.
