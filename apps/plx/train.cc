@@ -33,6 +33,7 @@ struct TrainArguments {
   std::string recipe, output, data;
   std::vector<std::string> settings;
   int64_t steps = 0, stop_at = 0, processes = 1;
+  std::string profile;
   bool resume = false, overwrite = false, quiet = false;
 };
 
@@ -47,6 +48,25 @@ Examples:
 The output folder gets metrics.jsonl (one JSON object per line) and checkpoints, which are Hugging
 Face folders: `plx generate OUTPUT/latest` and `plx eval OUTPUT/latest` read them. Ctrl-C finishes
 the step, saves and stops; --resume goes on from there, bit for bit as if nothing had happened.)";
+
+/// The longest ones, per step.
+void print_kernels(const std::vector<train::KernelTime>& kernels) {
+  constexpr size_t kMaxRows = 25, kMaxName = 80;
+  if (kernels.empty()) return;
+  double total_ms = 0;
+  for (const train::KernelTime& kernel : kernels) total_ms += kernel.ms;
+  constexpr auto kSteps = static_cast<double>(train::StepProfile::kSteps);
+  std::cout << "\nms per step  share  calls per step  kernel\n" << std::fixed;
+  for (size_t idx = 0; idx < std::min(kMaxRows, kernels.size()); ++idx) {
+    const train::KernelTime& kernel = kernels[idx];
+    std::cout << std::right << std::setprecision(3) << std::setw(11) << kernel.ms / kSteps
+              << std::setprecision(1) << std::setw(6) << 100 * kernel.ms / total_ms << '%'
+              << std::setw(16) << static_cast<double>(kernel.num_calls) / kSteps << "  "
+              << kernel.name.substr(0, kMaxName) << '\n';
+  }
+  std::cout << std::setprecision(3) << std::setw(11) << total_ms / kSteps << "  in all"
+            << std::endl;
+}
 
 void print_summary(const train::Trainer& trainer, const train::RunSummary& summary) {
   const auto row = [](const char* name) -> std::ostream& {
@@ -70,6 +90,7 @@ void print_summary(const train::Trainer& trainer, const train::RunSummary& summa
     row("model FLOPs of peak") << 100 * share->get<double>() << " %\n";
   row("peak memory") << core::grouped(summary.peak_memory_bytes >> 20) << " MiB\n";
   row("checkpoint") << summary.checkpoint.string() << std::endl;
+  print_kernels(summary.kernels);
 }
 
 /// Trains as one of the processes of a run; mostly the only one.
@@ -167,7 +188,8 @@ int run_train(const TrainArguments& arguments) {
                    .resume = arguments.resume,
                    .overwrite = arguments.overwrite,
                    .stop_at = arguments.stop_at,
-                   .show_progress = !arguments.quiet});
+                   .show_progress = !arguments.quiet,
+                   .profile = arguments.profile});
 }
 
 }  // namespace
@@ -209,6 +231,11 @@ void add_train(CLI::App& app) {
   auto* resume = command->add_flag("--resume", arguments->resume,
                                    "Continue from the newest checkpoint in the output folder, or "
                                    "start if there is none");
+  command
+      ->add_option("--profile", arguments->profile,
+                   "Record steps 11 to 13 of this call: a file in Chrome's trace format (Perfetto "
+                   "shows it), and on a GPU a table of its kernels")
+      ->type_name("FILE");
   command->add_flag("--overwrite", arguments->overwrite, "Delete an older run in the output folder")
       ->excludes(resume);
   command->add_flag("-q,--quiet", arguments->quiet, "No progress on stderr");

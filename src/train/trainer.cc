@@ -121,6 +121,7 @@ Trainer::Trainer(Recipe recipe, RunOptions options)
   warn_of_no_effect();
   options_.ranks->first_does([&] {
     store_.check_space(model_, *optimizer_, replaces_run() ? store_.num_bytes() : 0);
+    if (!options_.profile.empty()) start_profile();
     metrics_.emplace(options_.output / kMetricsFile, checkpoint ? state_.step : -1);
     // Last, so that a run that cannot start deletes no checkpoint of the older one.
     if (replaces_run()) store_.clear();
@@ -272,16 +273,17 @@ void Trainer::warn_of_reshaped_schedule(const nlohmann::json& saved_recipe) {
 RunSummary Trainer::run() {
   const InterruptScope interrupt;
   int signal = 0;
-  const int64_t num_steps = recipe_.train.steps;
-  const int64_t last_step =
-      options_.stop_at > 0 ? std::min(options_.stop_at, num_steps) : num_steps;
+  const int64_t num_steps = recipe_.train.steps, last_step = this->last_step();
   const int64_t first_step = state_.step;
   const auto start = Clock::now();
   has_ended_before_ =
       state_.step >= last_step && metrics_ && metrics_->ends_at(state_.step, num_steps);
   record(start_line());
   while (state_.step < last_step && (signal = agreed_signal()) == 0) {
+    const int64_t step_idx = state_.step - first_step;
+    if (profile_) profile_->before_step(step_idx);
     step();
+    if (profile_) profile_->after_step(step_idx);
     const double seconds_per_step =
         seconds_since(start) / static_cast<double>(state_.step - first_step);
     progress_.update(
@@ -302,6 +304,7 @@ RunSummary Trainer::run() {
   if (state_.step > first_step) summary_.last_loss = last_step_.loss;
   summary_.peak_memory_bytes = peak_memory_bytes(device_);
   summary_.speed = speed(state_.num_tokens, state_.seconds);
+  if (profile_) summary_.kernels = profile_->kernels();
   nlohmann::json line = {{"event", "end"},
                          {"step", state_.step},
                          {"tokens", state_.num_tokens},
@@ -315,6 +318,19 @@ RunSummary Trainer::run() {
 }
 
 /// Appends a line to the metrics, but none of a call that only comes to an end recorded before.
+int64_t Trainer::last_step() const {
+  const int64_t num_steps = recipe_.train.steps;
+  return options_.stop_at > 0 ? std::min(options_.stop_at, num_steps) : num_steps;
+}
+
+void Trainer::start_profile() {
+  constexpr int64_t kNeeded = StepProfile::kWarmUpSteps + StepProfile::kSteps;
+  const int64_t num_left = std::max<int64_t>(last_step() - state_.step, 0);
+  PLX_CHECK(num_left >= kNeeded, "a profile needs ", kNeeded, " steps, and ", num_left,
+            " are left of the run");
+  profile_.emplace(options_.profile, device_);
+}
+
 void Trainer::record(const nlohmann::json& line) {
   if (has_ended_before_ || !metrics_) return;
   try {

@@ -16,6 +16,7 @@
 #include "train/checkpoint.h"
 #include "train/evaluation.h"
 #include "train/metrics.h"
+#include "train/profile.h"
 #include "train/recipe.h"
 #include "train/step.h"
 #include "train/task_data.h"
@@ -33,6 +34,8 @@ struct RunOptions {
   /// Save and stop after this many steps of the recipe's; 0 for all.
   int64_t stop_at = 0;
   bool show_progress = true;
+  /// Where to write a profile of some steps (StepProfile); empty for none.
+  std::filesystem::path profile;
   /// The processes that train together; each makes a Trainer with otherwise equal arguments. Only
   /// the first writes to `output`, which all must see when a run is resumed.
   std::shared_ptr<optim::Ranks> ranks = std::make_shared<optim::Ranks>();
@@ -51,14 +54,15 @@ struct RunSummary {
   /// Of all steps, those before a resumption too: "tokens_per_second" and, where the device's peak
   /// rate is known, "model_flops_utilization", the share of it that the model's products are.
   nlohmann::json speed;
+  std::vector<KernelTime> kernels;  ///< of the profile
 };
 
 class Trainer {
  public:
   /// Builds or loads everything. Throws if the output folder holds another run or is in use by one,
-  /// if its disk has no room for a checkpoint, or if the checkpoint to resume is damaged or was
-  /// made with other settings (the message lists them). What only the first rank looks at is
-  /// optim::OtherRankTells on the others.
+  /// if its disk has no room for a checkpoint, if too few steps are left for a profile, or if the
+  /// checkpoint to resume is damaged or was made with other settings (the message lists them). What
+  /// only the first rank looks at is optim::OtherRankTells on the others.
   Trainer(Recipe recipe, RunOptions options);
 
   /// Trains to the end, to stop_at, or to a signal, and saves. A loss, gradient or weight that is
@@ -86,6 +90,8 @@ class Trainer {
   void build_model(const std::optional<std::filesystem::path>& checkpoint);
   void resume_from(const std::filesystem::path& checkpoint);
   void warn_of_no_effect();
+  int64_t last_step() const;
+  void start_profile();
   void step();
   void take_step();
   /// Sequences of a rank's forward pass.
@@ -115,6 +121,7 @@ class Trainer {
   nn::Decoder model_{nullptr};
   std::vector<optim::ParameterPlan> plan_;
   std::unique_ptr<optim::Optimizer> optimizer_;
+  std::optional<StepProfile> profile_;
   std::optional<StepGradients> gradients_;  // none once memory has run out
   std::optional<double> seconds_per_token_at_peak_;
   optim::Schedule schedule_;

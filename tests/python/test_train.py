@@ -342,6 +342,32 @@ def text_run(run, tmp_path):
     return run
 
 
+def test_a_profile_has_the_operators_of_three_steps(run, tmp_path):
+    trace = tmp_path / "trace.json"
+    result = run.finish("--steps", "14", "--profile", trace)
+    assert result.returncode == 0, result.stderr
+    events = json.loads(trace.read_text())["traceEvents"]
+    backward = [e for e in events if e.get("name") == "parallax::attention_backward"]
+    assert len(backward) == 3 * 2  # steps, layers
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+def test_a_profile_that_cannot_be_made_leaves_an_older_run_alone(run, tmp_path):
+    assert run.finish("--steps", "1").returncode == 0
+    before = (run.output / "metrics.jsonl").read_bytes()
+    trace, nowhere = tmp_path / "trace.json", tmp_path / "missing/trace.json"
+    for steps, path, words in (
+        (12, trace, "a profile needs 13 steps, and 12 are left of the run"),
+        (13, nowhere, f"the folder of the profile {nowhere} does not exist"),
+    ):
+        result = run.finish("--steps", str(steps), "--overwrite", "--profile", path)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == f"plx: {words}"
+        assert (run.output / "metrics.jsonl").read_bytes() == before
+        assert (run.output / "latest").exists()
+    assert not trace.exists()
+
+
 def test_text_is_trained_on_and_the_tokenizer_travels(text_run):
     assert text_run.finish("--steps", "3").returncode == 0
     (evaluation,) = text_run.lines("evaluation")
