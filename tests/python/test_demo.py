@@ -92,6 +92,12 @@ def demo(tmp_path):
     return Demo(tmp_path)
 
 
+def obey_signals():
+    """A shell's background jobs ignore SIGINT, those under nohup SIGHUP; children inherit that."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Demo:
     """A demo that trains for hours, and what it has written."""
 
@@ -110,8 +116,7 @@ class Demo:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            # A shell starts what runs in its background with SIGINT ignored; children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=obey_signals,
         )
         metrics = self.run / "metrics.jsonl"
         deadline = time.monotonic() + 120
