@@ -35,7 +35,7 @@ struct RunOptions {
   int64_t stop_at = 0;
   bool show_progress = true;
   /// Where to write a profile of some steps (StepProfile); empty for none.
-  std::filesystem::path profile;
+  std::filesystem::path profile{};
   /// The processes that train together; each makes a Trainer with otherwise equal arguments. Only
   /// the first writes to `output`, which all must see when a run is resumed.
   std::shared_ptr<optim::Ranks> ranks = std::make_shared<optim::Ranks>();
