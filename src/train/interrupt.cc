@@ -2,6 +2,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "train/interrupt.h"
 
+#include <exception>
+
 namespace parallax::train {
 namespace {
 
@@ -11,7 +13,7 @@ extern "C" void note_signal(int signal) { received_signal = signal; }
 
 }  // namespace
 
-InterruptScope::InterruptScope() {
+InterruptScope::InterruptScope() : num_uncaught_(std::uncaught_exceptions()) {
   received_signal = 0;
   struct sigaction action{};
   action.sa_handler = note_signal;
@@ -23,6 +25,9 @@ InterruptScope::InterruptScope() {
 }
 
 InterruptScope::~InterruptScope() {
+  // An error is yet to be told: no signal may end the process before, as when a launcher tells a
+  // rank to end that has just lost another.
+  if (std::uncaught_exceptions() > num_uncaught_) return;
   sigaction(SIGINT, &outer_int_, nullptr);
   sigaction(SIGTERM, &outer_term_, nullptr);
 }

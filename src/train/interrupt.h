@@ -7,7 +7,8 @@
 namespace parallax::train {
 
 /// Takes over both signals for its lifetime, one instance at a time. The first signal is only
-/// noted; the second of the same kind ends the process as if nobody listened.
+/// noted; the second of the same kind ends the process as if nobody listened. Where an exception
+/// ends that time, so that a message is about to end the process, listening goes on.
 class InterruptScope {
  public:
   InterruptScope();
@@ -19,6 +20,7 @@ class InterruptScope {
   static int received();
 
  private:
+  int num_uncaught_;  // exceptions under way at the start
   struct sigaction outer_int_{}, outer_term_{};
 };
 

@@ -124,6 +124,7 @@ class Launcher {
       const int signal = signals_.wait();
       if (signal == SIGINT || signal == SIGTERM) pass_on(signal);
       reap();
+      tell_of_failure();
       end_others();
     }
     if (failed_) return 1;
@@ -172,11 +173,28 @@ class Launcher {
       it = running_.erase(it);
       const bool ended_as_told = signal_ != 0 && WIFEXITED(status) &&
                                  (WEXITSTATUS(status) == 128 + signal_ || WEXITSTATUS(status) == 0);
-      if (status == 0 || ended_as_told || failed_) continue;
-      failed_ = Failure{.at = Clock::now(), .by_signal = WIFSIGNALED(status)};
-      std::fprintf(stderr, "plx: rank %d of %d %s; the others are told to end\n", rank,
-                   options_.num_processes, how_it_ended(status).c_str());
+      if (status != 0 && !ended_as_told) note_failure(rank, status);
     }
+  }
+
+  /// The first one counts. But a rank that a signal ends closes its connections a moment before it
+  /// can be waited for, and another may have missed it and ended by then.
+  void note_failure(int rank, int status) {
+    const bool by_signal = WIFSIGNALED(status);
+    if (failed_ && (failed_->is_told || failed_->by_signal || !by_signal)) return;
+    failed_ = Failure{.at = failed_ ? failed_->at : Clock::now(),
+                      .by_signal = by_signal,
+                      .rank = rank,
+                      .status = status};
+  }
+
+  void tell_of_failure() {
+    if (!failed_ || failed_->is_told) return;
+    const bool may_change = !failed_->by_signal && !running_.empty();
+    if (may_change && Clock::now() - failed_->at <= kTimeToNotice) return;
+    failed_->is_told = true;
+    std::fprintf(stderr, "plx: rank %d of %d %s; the others are told to end\n", failed_->rank,
+                 options_.num_processes, how_it_ended(failed_->status).c_str());
   }
 
   void end_others() {
@@ -192,6 +210,8 @@ class Launcher {
   struct Failure {
     Clock::time_point at;
     bool by_signal;
+    int rank, status;
+    bool is_told = false;
   };
 
   LaunchOptions options_;
