@@ -198,7 +198,7 @@ int main_checked(int argc, char** argv) {
   app.add_option("--commit", options.commit, "For the JSON: what was built");
   app.footer(
       "Each result is first compared with the float64 reference. ms: median; ratio: our time over\n"
-      "the best of the peer's layouts; limit: share of the FMA or AMX rate (decode: of the read\n"
+      "the best of the peer's layouts; limit: share of the FMA or bf16 rate (decode: of the read\n"
       "bandwidth) that the same run measured.\n\n"
       "Example:\n"
       "  attention_bench --calls forward --tokens 512,1024,2048 --head-dims 64,128 --threads 2");

@@ -53,8 +53,8 @@ InstructionSetList usable_instruction_sets() {
                       __builtin_cpu_supports("avx512bw");
   constexpr int64_t kDotBackwardKeys = 2048;  // from here on 1.0 to 1.25 times as fast (Zen 5)
   const bool bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  // Dot products of bfloat16 have twice the rate of fp32 multiply-adds with AMD and half of it with
-  // Intel (docs/kernels/cpu.md).
+  // Dot products of bfloat16 have twice the rate of fp32 multiply-adds on Zen 5 and half of it on a
+  // Xeon (docs/kernels/cpu.md).
   const bool fast_bf16 = bf16 && __builtin_cpu_is("amd");
   if (bf16 && may_use_amx()) add(kAvx512Kernels, kAmxKernels);
   if (fast_bf16) add(kAvx512Kernels, kAvx512Bf16Kernels, kDotBackwardKeys);

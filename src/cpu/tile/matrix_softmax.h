@@ -12,7 +12,7 @@ namespace {
 constexpr int kGroupRows = 16;
 constexpr int kMatrixGroups = 4;
 constexpr int kMatrixRows = kMatrixGroups * kGroupRows;
-/// Keys per step: the operands of a group's products then fit the first-level cache.
+/// Keys per step: the operands of a group's products then fit the second-level cache.
 constexpr int kMatrixKeys = 128;
 
 /// Work space of a step of one group.
