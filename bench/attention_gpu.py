@@ -26,7 +26,7 @@ from gpu_calls import (
 )
 from gpu_cases import Case, make_inputs, select_cases
 from gpu_reference import Rows, compare, not_finite, refusals, sample
-from gpu_run import append, describe_run, one_line
+from gpu_run import append, describe_run, one_line, open_device
 from gpu_timing import TimingOptions, gemm_tflops, time_call, time_graph
 
 EPILOG = """\
@@ -335,14 +335,9 @@ def main() -> int:
         for case in selected_cases(options):
             print(f"{case.name:<26}{case.shape:<22}{case.dtype_name:<10}{case.mask}")
         return 0
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("attention_gpu: no CUDA device (--device cpu --small tries the program)",
-              file=sys.stderr)  # fmt: skip
+    device = open_device("attention_gpu", options.device)
+    if device is None:
         return 1
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)
     about = describe_run(options, device)
     run = run_accuracy if options.accuracy else run_times
     with torch.no_grad():

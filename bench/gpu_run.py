@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +20,20 @@ def nvidia_smi(field: str, index: int) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def open_device(program: str, name: str) -> torch.device | None:
+    """The device that --device names, made the current one; None, and a line, without CUDA."""
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        print(f"{program}: no CUDA device (--device cpu --small tries the program)",
+              file=sys.stderr)  # fmt: skip
+        return None
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)
+    return device
 
 
 def describe_run(options: argparse.Namespace, device: torch.device) -> dict[str, object]:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from attention_gpu import append, describe_run
-from gpu_calls import one_line, parallax, poisoned_memory
+from gpu_calls import parallax, poisoned_memory
+from gpu_run import append, describe_run, one_line, open_device
 from gpu_timing import TimingOptions, time_call, time_graph
 from torch import Tensor
 
@@ -236,18 +236,13 @@ def select_cases(options: argparse.Namespace) -> list[Case]:
 
 def main() -> int:
     options = parse_arguments()
-    device = torch.device(options.device)
     cases = select_cases(options)
     if not cases:
         print(f"row_ops_gpu: no case matches '{options.cases}'", file=sys.stderr)
         return 1
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("row_ops_gpu: no CUDA device (--device cpu --small tries the program)",
-              file=sys.stderr)  # fmt: skip
+    device = open_device("row_ops_gpu", options.device)
+    if device is None:
         return 1
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-        torch.cuda.set_device(device)
     about = describe_run(options, device)
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     benchmark, all_right = Benchmark(options, device), True

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import quantiles
 
 import torch
-from gpu_run import append, describe_run, one_line
+from gpu_run import append, describe_run, one_line, open_device
 from train_peer import (
     Decoder,
     fastest_attention,
@@ -241,17 +241,14 @@ def main() -> int:
             print(f"{case.name:<12}context {case.context}, {case.step_tokens} tokens in passes of "
                   f"{case.micro_tokens}, {recipes}")  # fmt: skip
         return 0
-    device = torch.device(options.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        print("train_gpu: no CUDA device (--device cpu --small tries the program)", file=sys.stderr)
+    device = open_device("train_gpu", options.device)
+    if device is None:
         return 1
     try:
         program = find_plx(options.plx)
     except RunError as error:
         print(f"train_gpu: {error}", file=sys.stderr)
         return 1
-    if device.type == "cuda":
-        device = torch.device("cuda", 0)
     about = describe_run(options, device)
     print(", ".join(f"{name} {value}" for name, value in about.items()), end="\n\n")
     print(f"{'case':<12}{'candidate':<14}{'parameters':>12} {'tokens/s':>10} {'MFU':>6}"
