@@ -167,4 +167,12 @@ void check_overlaps(std::span<const Argument> inputs, std::span<const Argument> 
   }
 }
 
+void check_together(const std::vector<Argument>& inputs, const std::vector<Argument>& outputs) {
+  std::vector<Argument> all = inputs;
+  all.insert(all.end(), outputs.begin(), outputs.end());
+  check_devices(all);
+  for (const Argument& output : outputs) check_writable(output);
+  check_overlaps(inputs, outputs);
+}
+
 }  // namespace parallax::core

@@ -47,5 +47,7 @@ void check_devices(std::span<const Argument> arguments);
 /// No output shares memory with an input or another output. Interleaved strided views, where
 /// telling would need a search, pass.
 void check_overlaps(std::span<const Argument> inputs, std::span<const Argument> outputs);
+/// What holds for the tensors of any call: one device, outputs writable and apart.
+void check_together(const std::vector<Argument>& inputs, const std::vector<Argument>& outputs);
 
 }  // namespace parallax::core

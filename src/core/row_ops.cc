@@ -49,14 +49,7 @@ class Checks {
     }
   }
 
-  /// What holds for all of them together.
-  void finish() const {
-    std::vector<Argument> all = inputs_;
-    all.insert(all.end(), outputs_.begin(), outputs_.end());
-    check_devices(all);
-    for (const Argument& output : outputs_) check_writable(output);
-    check_overlaps(inputs_, outputs_);
-  }
+  void finish() const { check_together(inputs_, outputs_); }
 
  private:
   int64_t dim() const { return first_.view.size(first_.view.rank - 1); }

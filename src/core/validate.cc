@@ -25,14 +25,7 @@ class ArgumentList {
   void output(std::string name, const ConstTensorView& view) {
     if (view.defined()) outputs_.push_back({std::move(name), view});
   }
-  /// What holds for any set of tensors: one device, outputs writable and apart.
-  void check() const {
-    std::vector<Argument> all = inputs_;
-    all.insert(all.end(), outputs_.begin(), outputs_.end());
-    check_devices(all);
-    for (const Argument& output : outputs_) check_writable(output);
-    check_overlaps(inputs_, outputs_);
-  }
+  void check() const { check_together(inputs_, outputs_); }
 
  private:
   std::vector<Argument> inputs_;

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/sm90/backward/backward.h"
 
-#include <utility>
-
 #include "cuda/sm90/backward/config.h"
 #include "cuda/sm90/backward/instance.h"
 #include "cuda/sm90/schedule.h"
